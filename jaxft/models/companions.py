@@ -7,7 +7,7 @@ from pathlib import Path
 
 from etils import epath
 
-from jaxft.data.image.images import save_processor
+from jaxft.data.image.files import save_processor
 from jaxft.models.pipeline import DENOISERS
 from jaxft.models.weights.export import AUTO_MAP
 from jaxft.models.weights.source import Source

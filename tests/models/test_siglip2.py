@@ -9,7 +9,8 @@ import torch
 import transformers
 from PIL import Image
 
-from jaxft.data.image.images import load_image_processor, save_processor
+from jaxft.data.image.files import save_processor
+from jaxft.data.image.images import load_image_processor
 from jaxft.errors import UserError
 from jaxft.models import load as registry
 from jaxft.models.families.clip.naflex import patches_of

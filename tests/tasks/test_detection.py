@@ -2,6 +2,7 @@
 
 import csv
 import json
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -9,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 from scipy.optimize import linear_sum_assignment
-from transformers import YolosConfig
+from transformers import AutoImageProcessor, YolosConfig
 from transformers.loss.loss_for_object_detection import ForObjectDetectionLoss
 
-from jaxft.data.image.images import ImageProcessor, decode, to_rgb
+from jaxft.data.image.images import ImageProcessor, decode, load_image_processor, to_rgb
 from jaxft.data.image.tiles import absolute, cut, cut_image, relative, unlike, within
 from jaxft.data.sources.open import open_source
 from jaxft.errors import UserError
@@ -22,6 +23,10 @@ from jaxft.tasks.object_detection.detection_loss import box_loss, detection_loss
 from jaxft.tasks.object_detection.section import ObjectDetectionSection as Section
 from jaxft.tasks.object_detection.task import make
 from jaxft.tasks.object_detection.truth import read_boxes
+from jaxft.tasks.semantic_segmentation.section import (
+    SemanticSegmentationSection as SegmentationSection,
+)
+from jaxft.tasks.semantic_segmentation.task import make as make_segmentation
 
 CLASSES, QUERIES = 3, 7
 COUNTS = (4, 0, 1, 7)  # boxes of each image: some, none, one, as many as can be found
@@ -448,6 +453,35 @@ def test_a_whole_image_is_read_as_the_exports_processor_reads_it(tmp_path):
     expected = PROCESSOR(decode(tmp_path / "a.png"))
     np.testing.assert_array_equal(batch["pixel_values"][0], expected)
     np.testing.assert_allclose(batch["boxes"][0, 0], [0.5, 0.75, 0.5, 0.5])
+
+
+@pytest.mark.parametrize("make_task", [make, make_segmentation])
+@pytest.mark.parametrize("file", ["preprocessor_config.json", "processor_config.json"])
+def test_the_processor_of_an_export_crops_nothing(make_task, file, tmp_path):
+    """Of a DINOv2, whose own processor cuts the middle out; a detector's makes boxes too."""
+    fields = {"image_processor_type": "BitImageProcessor", "do_center_crop": True, "resample": 3}
+    fields |= {"size": {"shortest_edge": 24}, "crop_size": {"height": 20, "width": 20}}
+    fields |= {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.4]}
+    nested = {"image_processor": fields, "processor_class": "X"}
+    (tmp_path / file).write_text(json.dumps(nested if file.startswith("processor") else fields))
+    kind = "object_detection" if make_task is make else "semantic_segmentation"
+    model_type = "yolos" if make_task is make else "dinov2"
+    model = SimpleNamespace(
+        source=SimpleNamespace(folder=tmp_path), asked_size=None, model_type=model_type
+    )
+    task = make_task((Section if make_task is make else SegmentationSection)(kind=kind))
+    written = task.export_files(model)
+    assert list(written) == [file]
+    used = load_image_processor(tmp_path).whole
+    (tmp_path / file).write_text(json.dumps(written[file]))
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 50, 3), np.uint8))
+    own = written[file].get("image_processor", written[file])
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(own))
+    theirs = AutoImageProcessor.from_pretrained(tmp_path, backend="pil")
+    values = theirs(images=image, return_tensors="np")["pixel_values"][0]
+    np.testing.assert_array_equal(used(image), values)
+    assert hasattr(theirs, "post_process_object_detection") == (make_task is make)
+    assert not task.export_files(model), "the files say it already"
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "P", "L"])

@@ -20,12 +20,10 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from jaxft.bounds import MOST_PIXELS
-from jaxft.data.image.config import FILES, check_scaled, read_settings, with_patches
+from jaxft.data.image.config import check_scaled, read_settings
 from jaxft.data.image.processors import FLOATS
 from jaxft.data.image.resize import crop_middle, resize_floats, target_size
 from jaxft.errors import UserError
-from jaxft.storage.files import write_atomic
-from jaxft.storage.json_files import read_json_object
 
 # Not every format that Pillow knows: some (EPS) start another program.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
@@ -122,6 +120,11 @@ class ImageProcessor:
         )
         return (values - mean) / std
 
+    @property
+    def whole(self) -> ImageProcessor:
+        """Return the processor that resizes all of an image to `size`, and crops nothing."""
+        return replace(self, resize=self.size, crop=None)
+
     def to_hf(self) -> dict[str, Any]:
         """Return the content of an equivalent `preprocessor_config.json` for `transformers`."""
         fields: dict[str, Any] = {
@@ -171,24 +174,6 @@ def load_image_processor(folder: str | Path, size: int | None = None) -> ImagePr
             "Set model.image_size.",
         )
     return processor
-
-
-def save_processor(source: Path, folder: Path, size: int) -> None:
-    """Write how images are read beside weights that take another size than the source's.
-
-    Args:
-        source: the checkpoint's folder; nothing is written where it has no processor.
-        folder: where to.
-        size: height and width, in pixels.
-    """
-    for file in (source / name for name in FILES):
-        if not file.is_file():
-            continue
-        fields = with_patches(load_image_processor(source, size).to_hf(), source, size)
-        if file.name == FILES[0]:  # what reads texts is in it too
-            fields = read_json_object(file) | {"image_processor": fields}
-        text = json.dumps(fields, indent=2, sort_keys=True) + "\n"
-        write_atomic(folder / file.name, text.encode())
 
 
 def _resized(processor: ImageProcessor, size: int) -> ImageProcessor:

@@ -173,7 +173,7 @@ def read_examples(
     Raises:
         UserError: an image does not decode, a box is invalid, or a piece has too many boxes.
     """
-    processor = replace(processor, resize=processor.size, crop=None)
+    processor = processor.whole
     form = cutting.pop("form")
     sizes, pieces, truth, shown = [], [], [], []
     for picture in range(len(source)):

@@ -12,22 +12,26 @@ import numpy as np
 
 from jaxft.data.image.annotate import annotate
 from jaxft.data.image.augment_boxes import BoxAugmentation
+from jaxft.data.image.files import whole_image_files
 from jaxft.data.image.tiles import absolute, unlike
 from jaxft.data.sources.source import Source
 from jaxft.errors import UserError
 from jaxft.metrics.boxes import SIZES, box_scores
 from jaxft.models.families.vit.yolos_from_vit import places
+from jaxft.models.model import Model
 from jaxft.tasks.object_detection.boxes import PieceExamples, opened, read_examples
 from jaxft.tasks.object_detection.detection_loss import detection_loss
 from jaxft.tasks.object_detection.query_loss import query_loss
 from jaxft.tasks.object_detection.section import ObjectDetectionSection as Section
 from jaxft.tasks.object_detection.truth import Boxes, read_boxes, read_objects
+from jaxft.tasks.parts.arrays import Facts
 from jaxft.tasks.parts.card import APPLY, READ_IMAGE, Card
 from jaxft.tasks.parts.contract import Batch, BoundTask, Outcomes, Outputs, Sum, Task
 from jaxft.tasks.parts.images import check_images, open_image, paths_from_input, picture
 from jaxft.tasks.parts.metric import loss_and
 from jaxft.tasks.parts.tools import Tools
 
+YOLOS = "YolosImageProcessor"  # a plain ViT's makes no boxes of its outputs
 SURE = 0.5  # boxes of this score or more are in the predictions file
 PICTURE_SIDE = 640  # pixels of an image in a report, large enough for small boxes
 PICTURES = 12  # images stored with their annotated boxes
@@ -227,6 +231,11 @@ class ObjectDetection(Task):
                 "Check the slice, and the column of task.objects.",
             )
         return tuple(sorted(names))
+
+    def export_files(self, model: Model) -> Mapping[str, Facts]:
+        """Return the files of a processor that reads whole images, a detector's."""
+        kind = YOLOS if model.model_type == "yolos" else None
+        return whole_image_files(model.source.folder, model.asked_size, kind)
 
 
 make = ObjectDetection

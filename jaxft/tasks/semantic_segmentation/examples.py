@@ -163,7 +163,7 @@ def read_examples(
     Raises:
         UserError: an image or mask is not there, or a mask has another size than its image.
     """
-    processor = replace(processor, resize=processor.size, crop=None)
+    processor = processor.whole
     sizes, pieces = [], []
     for number, row in source.each(list(columns) if reading else [columns[0]]):
         size = size_of(source, number, row[columns[0]])

@@ -10,12 +10,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxft.data.image.files import whole_image_files
 from jaxft.data.image.overlay import exact_mask, overlaid, palette
 from jaxft.data.sources.masks import PIXELS
 from jaxft.data.sources.source import Source
 from jaxft.errors import UserError
 from jaxft.metrics.segmentation import iou_by_class, mean_iou, mean_recall, mean_share
+from jaxft.models.model import Model
 from jaxft.tasks.object_detection.boxes import opened
+from jaxft.tasks.parts.arrays import Facts
 from jaxft.tasks.parts.card import APPLY, READ_IMAGE, Card
 from jaxft.tasks.parts.contract import (
     Apply,
@@ -208,6 +211,10 @@ class SemanticSegmentation(Task):
                 "labels.txt, one a line.",
             )
         return tuple(named)
+
+    def export_files(self, model: Model) -> Mapping[str, Facts]:
+        """Return the files of a processor that reads whole images."""
+        return whole_image_files(model.source.folder, model.asked_size)
 
 
 make = SemanticSegmentation
