@@ -8,22 +8,27 @@ AT = (1, 5, 10)
 QUERIES = 1024  # compared with everything at a time
 
 
-def retrieval_scores(images: np.ndarray, texts: np.ndarray, same: np.ndarray) -> dict[str, float]:
-    """Recall of both ways over a whole split.
+def retrieval_scores(
+    images: np.ndarray, texts: np.ndarray, numbers: np.ndarray
+) -> dict[str, float]:
+    """Recall of both ways over a whole split, among its distinct images, or the texts of all rows.
+
+    A wrong text counts as often as examples have it: among the names of ten classes in place of
+    captions, the right one would else always be one of ten.
 
     Args:
         images, texts: `[examples, D]` embeddings of length 1; example i's image and text belong
             together.
-        same: `[examples]` numbers; examples with the same one have the same text, and each is a
-            right answer to the other.
+        numbers: `[examples, 2]` of the image and of the text: equal ones have the same. Every text
+            that some example has for an image is a right answer, and every image for a text.
 
     Returns:
         `image_to_text_recall_at_K` and `text_to_image_recall_at_K` for 1, 5 and 10: the share of
         queries with a right answer among the K most similar; `recall_at_10`: the mean of both.
     """
     directions = {
-        "image_to_text": ranks(images, texts, same),
-        "text_to_image": ranks(texts, images, same),
+        "image_to_text": wrong_before(images, texts, numbers, numbers[:, 1], repeated=True),
+        "text_to_image": wrong_before(texts, images, numbers[:, ::-1], numbers[:, 0]),
     }
     scores = {
         f"{direction}_recall_at_{most}": float(np.mean(rank < most))
@@ -36,27 +41,6 @@ def retrieval_scores(images: np.ndarray, texts: np.ndarray, same: np.ndarray) ->
     return scores
 
 
-def ranks(queries: np.ndarray, items: np.ndarray, same: np.ndarray) -> np.ndarray:
-    """Count the wrong items before the first right one, for each query: `[Q]`.
-
-    What is as similar as the right one comes before it, and so does what is no number, so that
-    embeddings that say nothing find nothing.
-
-    Args:
-        queries: `[Q, D]`, of the first examples.
-        items: `[examples, D]`.
-        same: as `retrieval_scores` has it.
-    """
-    wrong, own = [], same[: len(queries)]
-    for start in range(0, len(queries), QUERIES):
-        chunk = slice(start, start + QUERIES)
-        scores = queries[chunk] @ items.T  # [Q, N]
-        right = own[chunk, None] == same[None, :]
-        best = np.where(right, scores, -np.inf).max(axis=1, keepdims=True)
-        wrong.append((~right & ~(scores < best)).sum(axis=1))
-    return np.concatenate(wrong)
-
-
 def pair_scores(
     anchors: np.ndarray, items: np.ndarray, numbers: np.ndarray, item_numbers: np.ndarray
 ) -> dict[str, float]:
@@ -67,7 +51,7 @@ def pair_scores(
         items: `[items, D]` vectors among which is looked; those of the examples' positives first.
         numbers: `[examples, 2 or more]` of anchor and positive: equal texts have the same. What
             belongs to a text is every positive that some example has for it.
-        told: `[items]` likewise.
+        item_numbers: `[items]` likewise.
 
     Returns:
         `recall_at_1`, `recall_at_10`: the share of texts with a right answer among the most
@@ -83,22 +67,32 @@ def pair_scores(
 
 
 def wrong_before(
-    anchors: np.ndarray, items: np.ndarray, numbers: np.ndarray, item_numbers: np.ndarray
+    anchors: np.ndarray,
+    items: np.ndarray,
+    numbers: np.ndarray,
+    item_numbers: np.ndarray,
+    repeated: bool = False,
 ) -> np.ndarray:
-    """Count the wrong texts before the first right one, for each example: `[examples]`.
+    """Count the wrong items before the first right one, for each anchor: `[anchors]`.
 
-    What is as similar as the right one comes before it. Arguments: see `pair_scores`.
+    What is as similar as the right one comes before it, and so does what is no number, so that
+    embeddings that say nothing find nothing.
+
+    Args:
+        anchors: `[anchors, D]`, of the first examples.
+        items, numbers, item_numbers: see `pair_scores`.
+        repeated: whether an item counts as often as it is there, or once.
     """
-    _, once = np.unique(
-        item_numbers, return_index=True
-    )  # equal texts have equal vectors: one of each
+    # Equal ones have equal vectors: one of each.
+    _, once, counts = np.unique(item_numbers, return_index=True, return_counts=True)
+    counts = counts if repeated else np.ones_like(counts)
     items, item_numbers = items[once], item_numbers[once]
     wrong = np.empty(len(anchors), np.int64)
     for start in range(0, len(anchors), QUERIES):
-        chunk = slice(start, start + QUERIES)
+        chunk = slice(start, min(start + QUERIES, len(anchors)))
         scores, right = anchors[chunk] @ items.T, _right(numbers, item_numbers, chunk)  # [Q, N]
         best = np.where(right, scores, -np.inf).max(axis=1, keepdims=True)
-        wrong[chunk] = (~right & ~(scores < best)).sum(axis=1)
+        wrong[chunk] = (~right & ~(scores < best)) @ counts
     return wrong
 
 

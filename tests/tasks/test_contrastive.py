@@ -19,17 +19,18 @@ import jaxft
 from jaxft.cli.main import main
 from jaxft.config.load import parse_config
 from jaxft.data.image.images import decode
-from jaxft.data.sources.open import open_source
+from jaxft.data.sources.open import given_rows, open_source
 from jaxft.engine.setup import build
 from jaxft.errors import UserError
 from jaxft.inference import search as story
 from jaxft.inference.search import search
-from jaxft.metrics.retrieval import ranks, retrieval_scores
+from jaxft.metrics.retrieval import retrieval_scores, wrong_before
 from jaxft.models.load import LoadOptions, describe, load
 from jaxft.models.tower.tower import Compute
 from jaxft.report.page.page import write_page
 from jaxft.tasks.contrastive.losses import SCALE
 from jaxft.tasks.contrastive.nearest_pairs import nearest_pairs
+from jaxft.tasks.contrastive.numbers import numbers_of
 from jaxft.tasks.contrastive.section import ContrastiveSection as Section
 from jaxft.tasks.contrastive.task import Contrastive, make
 from jaxft.tasks.parts.padded_texts import text_batch
@@ -187,18 +188,51 @@ def test_recall_counts_equal_texts_as_right():
     angles = np.array([0.0, 0.3, 2.0, 3.0])
     items = np.stack([np.cos(angles), np.sin(angles)], axis=1)
     queries = items[[1, 0, 2, 3]]  # the first two find each other's text
-    assert ranks(queries, items, np.arange(4)).tolist() == [1, 1, 0, 0]
-    assert ranks(queries, items, np.array([0, 0, 2, 3])).tolist() == [0, 0, 0, 0]
-    scores = retrieval_scores(queries, items, np.arange(4))
+    apart = np.stack([np.arange(4)] * 2, axis=1)  # an image and a text each
+    assert wrong_before(queries, items, apart, apart[:, 1]).tolist() == [1, 1, 0, 0]
+    alike = np.stack([np.arange(4), [0, 0, 2, 3]], axis=1)
+    assert retrieval_scores(queries, items[[0, 0, 2, 3]], alike)["image_to_text_recall_at_1"] == 1.0
+    assert wrong_before(items, queries, alike[:, ::-1], alike[:, 0]).tolist() == [0, 0, 0, 0]
+    scores = retrieval_scores(queries, items, apart)
     assert scores["image_to_text_recall_at_1"] == scores["text_to_image_recall_at_1"] == 0.5
     assert scores["image_to_text_recall_at_5"] == scores["recall_at_10"] == 1.0
     assert {"loss", *scores} == set(Contrastive.metrics)
 
 
+def test_an_image_with_several_texts_is_one_image():
+    """As in COCO's captions, a row each: the image is not wrong beside itself, nor its texts."""
+    draw = np.random.default_rng(0)
+    images = np.repeat(draw.normal(size=(20, 16)), 5, axis=0)
+    images /= np.linalg.norm(images, axis=1, keepdims=True)
+    texts = images + 0.01 * draw.normal(size=images.shape)
+    scores = retrieval_scores(images, texts, np.stack([np.arange(100) // 5, np.arange(100)], 1))
+    assert set(scores.values()) == {1.0}
+    # One wrong image before the right one is one, and not five.
+    closer = texts.copy()
+    closer[:5] = images[5]
+    worse = retrieval_scores(images, closer, np.stack([np.arange(100) // 5, np.arange(100)], 1))
+    assert worse["text_to_image_recall_at_1"] == pytest.approx(0.95)
+    assert worse["text_to_image_recall_at_5"] >= 0.95
+
+
+def test_rows_of_one_image_have_one_number(tmp_path):
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    Image.new("RGB", (4, 4)).save(tmp_path / "b.png")
+    rows = [("a.png", "x"), ("./a.png", "y"), ("b.png", "x"), ("a.png", "y")]
+    (tmp_path / "rows.csv").write_text("image,text\n" + "".join(f"{a},{b}\n" for a, b in rows))
+    source = open_source(f"csv:{tmp_path / 'rows.csv'}:ordered")
+    assert numbers_of(source, ("image", "text")).tolist() == [[0, 0], [0, 1], [1, 0], [0, 1]]
+    content = (tmp_path / "a.png").read_bytes(), np.zeros((4, 4, 3), np.uint8), b"other"
+    cells = [{"image": content[n], "text": "x"} for n in (0, 1, 0, 1, 2)]
+    in_memory = given_rows(cells)
+    assert numbers_of(in_memory, ("image", "text"))[:, 0].tolist() == [0, 1, 0, 1, 2]
+
+
 @pytest.mark.parametrize("value", [1.0, np.nan])
 def test_embeddings_that_say_nothing_find_nothing(value):
     same = np.full((20, 3), value, np.float32)
-    assert retrieval_scores(same, same, np.arange(20))["recall_at_10"] == 0.0
+    numbers = np.stack([np.arange(20)] * 2, axis=1)
+    assert retrieval_scores(same, same, numbers)["recall_at_10"] == 0.0
 
 
 # ------------------------------------------------------------------------------------- the batches
@@ -220,7 +254,7 @@ def test_a_batch_is_images_and_their_texts(folder):
     assert batch["attention_mask"].sum(1).tolist() == [6, 1, 5]  # [CLS] a cold film story [SEP]
     assert batch["weights"].tolist() == [[1], [0], [1]]
     assert examples.counts["tokens"] == 12 * 5 + 12 * 6
-    assert len(set(examples.same)) == 6
+    assert [len(set(column)) for column in examples.numbers.T] == [24, 6]
 
 
 # -------------------------------------------------------------------------------------- a whole run
@@ -256,8 +290,9 @@ def test_the_images_found_are_those_of_the_vectors(folder):
     turns = np.linspace(0, 1, len(source))
     images = np.stack([np.cos(turns), np.sin(turns)], 1).astype(np.float32)
     same = np.arange(len(source))
+    numbers = np.stack([same, same], axis=1)
     wanted = {"image": images, "text": images[::-1]}
-    lines = list(nearest_pairs(source, ("image", "text"), wanted, same))
+    lines = list(nearest_pairs(source, ("image", "text"), wanted, numbers))
     files = [source[number]["image"] for number in same]
     assert [image["file"] for image in lines[0]["images"]] == files[:-7:-1]
     assert (lines[0]["images_before"], lines[0]["before"]) == (len(source) - 1,) * 2
@@ -267,8 +302,13 @@ def test_the_images_found_are_those_of_the_vectors(folder):
 def test_the_first_queries_rank_among_all_items():
     draw = np.random.default_rng(0)
     queries, items = draw.normal(size=(2, 40, 4))
-    same = np.arange(40) // 2
-    np.testing.assert_array_equal(ranks(queries[:7], items, same), ranks(queries, items, same)[:7])
+    numbers = np.stack([np.arange(40), np.arange(40) // 2], axis=1)
+    distinct = wrong_before(queries, items, numbers, numbers[:, 1])
+    repeated = wrong_before(queries, items, numbers, numbers[:, 1], repeated=True)
+    np.testing.assert_array_equal(repeated, 2 * distinct)
+    every = wrong_before(queries, items, numbers, numbers[:, 1])
+    first = wrong_before(queries[:7], items, numbers, numbers[:, 1])
+    np.testing.assert_array_equal(first, every[:7])
 
 
 def test_what_compares_layers_wants_one_tower(folder):

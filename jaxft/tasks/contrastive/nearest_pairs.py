@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 
 from jaxft.data.sources.source import Source
-from jaxft.metrics.retrieval import ranks
+from jaxft.metrics.retrieval import wrong_before
 from jaxft.tasks.parts.images import open_image, picture
 from jaxft.tasks.parts.labels import column_of
 
 TEXTS = 3  # nearest texts written for each image
 QUERIES, IMAGES = 24, 6  # texts whose nearest images are stored, and how many
+SIDES = ("image", "text")  # what is numbered, in order
 SIDE = 72  # pixels of such an image
 
 
@@ -21,7 +22,7 @@ def nearest_pairs(
     source: Source,
     columns: tuple[str, str],
     outcomes: Mapping[str, np.ndarray],
-    same: np.ndarray,
+    numbers: np.ndarray,
 ) -> Iterator[dict[str, Any]]:
     """Yield a line for each pair of a split.
 
@@ -29,7 +30,7 @@ def nearest_pairs(
         source: the rows.
         columns: the columns of the image and the text.
         outcomes: `image` and `text`, unit vectors `[examples, D]`.
-        same: `[examples]`, equal numbers for equal texts.
+        numbers: `[examples, 2]` of the image and of the text: equal ones have the same.
 
     Yields:
         `text`, `before` (wrong texts ranked before the image's own) and `found` (the nearest
@@ -38,33 +39,40 @@ def nearest_pairs(
     """
     # Images are read one at a time, since those of a split need not fit in memory.
     images, texts = column_of(source, columns[0]), list(column_of(source, columns[1]))
-    before = ranks(outcomes["image"], outcomes["text"], same)
-    images_before = ranks(outcomes["text"][:QUERIES], outcomes["image"], same)
+    image, text = outcomes["image"], outcomes["text"]
+    before = wrong_before(image, text, numbers, numbers[:, 1], repeated=True)
+    images_before = wrong_before(text[:QUERIES], image, numbers[:, ::-1], numbers[:, 0])
+    # Of equal ones the first is shown.
+    distinct = {
+        side: np.unique(numbers[:, n], return_index=True)[1] for n, side in enumerate(SIDES)
+    }
+    pairs = set(map(tuple, numbers.tolist()))
 
     def nearest(side: str, of: np.ndarray, most: int) -> Iterator[tuple[int, float]]:
-        scores = outcomes[side] @ of
+        rows = distinct[side]
+        scores = outcomes[side][rows] @ of
         for number in np.argsort(-scores, kind="stable")[:most].tolist():
-            yield number, round(float(scores[number]), 6)
+            yield int(rows[number]), round(float(scores[number]), 6)
 
     def shown(number: int) -> dict[str, Any]:
         image = source[number][columns[0]]
         return {**_file(image), "image": picture(open_image(source, number, image), SIDE)}
 
-    for number, (image, text) in enumerate(zip(images, texts, strict=True)):
-        matches = nearest("text", outcomes["image"][number], TEXTS)
-        line = _file(image) | {
-            "text": text,
+    for number, (value, words) in enumerate(zip(images, texts, strict=True)):
+        matches = nearest("text", image[number], TEXTS)
+        line = _file(value) | {
+            "text": words,
             "before": int(before[number]),
             "found": [{"text": texts[i], "similarity": score} for i, score in matches],
         }
         if number < QUERIES:
-            matches = nearest("image", outcomes["text"][number], IMAGES)
+            matches = nearest("image", text[number], IMAGES)
             line |= {
                 **shown(number),
                 "images_before": int(images_before[number]),
                 "images": [
                     {**shown(i), "text": texts[i], "similarity": score}
-                    | {"own": bool(same[i] == same[number])}
+                    | {"own": (int(numbers[i, 0]), int(numbers[number, 1])) in pairs}
                     for i, score in matches
                 ],
             }

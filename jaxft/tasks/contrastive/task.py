@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -24,13 +24,14 @@ from jaxft.metrics.retrieval import retrieval_scores
 from jaxft.models.tower.tower import Compute
 from jaxft.tasks.contrastive.losses import pair_losses
 from jaxft.tasks.contrastive.nearest_pairs import nearest_pairs
+from jaxft.tasks.contrastive.numbers import numbers_of
 from jaxft.tasks.contrastive.section import ContrastiveSection as Section
 from jaxft.tasks.parts.card import Card
 from jaxft.tasks.parts.comparison import Comparison
 from jaxft.tasks.parts.contract import Batch, BoundTask, Outcomes, Outputs, Params, Sum
 from jaxft.tasks.parts.examples import row_marks
 from jaxft.tasks.parts.images import DecodedExamples, ImageTextTask, check_images, open_image
-from jaxft.tasks.parts.labels import column_of, read_rows, text_in
+from jaxft.tasks.parts.labels import read_rows, text_in
 from jaxft.tasks.parts.metric import loss_and
 from jaxft.tasks.parts.padded_texts import pad_texts, padded_length
 
@@ -48,18 +49,23 @@ class Pairs(DecodedExamples):
         length: the padded length of texts.
         pad_id: the padding token.
         masked: whether the model takes an attention mask.
-        same: `[examples]`: equal texts have the same number.
+        text: the column of the text.
     """
 
     tokens: ExampleArrays
     length: int
     pad_id: int
     masked: bool
-    same: np.ndarray
+    text: str
 
     @property
     def counts(self) -> Mapping[str, int]:
         return self.tokens.meta["counts"]
+
+    @cached_property
+    def numbers(self) -> np.ndarray:
+        """Return `[examples, 2]` numbers of the images and of the texts, equal ones the same."""
+        return numbers_of(self.source, (self.column, self.text))
 
     @property
     def fingerprint(self) -> str:
@@ -92,8 +98,6 @@ class BoundContrastive(BoundTask["Contrastive", Pairs]):
         check_images(source, image)
         fixed = self.tools.model.config.fixed_length
         tokens = self.tools.encoded_by_row(self._encode, source, kind="texts", columns=(text,))
-        texts = list(column_of(source, text))
-        numbers = {one: number for number, one in enumerate(dict.fromkeys(texts))}
         return Pairs(
             source,
             image,
@@ -102,7 +106,7 @@ class BoundContrastive(BoundTask["Contrastive", Pairs]):
             length=fixed or padded_length(int(tokens.lengths.max()), self.tools),
             pad_id=self.tools.tokenizer.pad_id,
             masked=fixed is None,
-            same=np.array([numbers[one] for one in texts]),
+            text=text,
         )
 
     def _encode(self, source: Source) -> tuple[list[dict[str, np.ndarray]], dict[str, Any]]:
@@ -134,12 +138,12 @@ class BoundContrastive(BoundTask["Contrastive", Pairs]):
         }
 
     def summarise(self, outcomes: Outcomes, examples: Pairs) -> dict[str, float]:
-        return retrieval_scores(outcomes["image"], outcomes["text"], examples.same)
+        return retrieval_scores(outcomes["image"], outcomes["text"], examples.numbers)
 
     def describe(
         self, source: Source, outcomes: Outcomes, examples: Pairs
     ) -> Iterator[dict[str, Any]]:
-        return nearest_pairs(source, self.task.columns, outcomes, examples.same)
+        return nearest_pairs(source, self.task.columns, outcomes, examples.numbers)
 
     def rows_from_input(self, inputs: Iterable[str]) -> Iterator[dict[str, Any]]:
         raise UserError(
