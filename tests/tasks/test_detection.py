@@ -324,8 +324,9 @@ def test_coco_names_its_classes_and_crowds(tmp_path):
     assert source.class_names("objects") == ("tree", "car")
     assert [row["image"] for row in source.rows(range(2))] == ["a.png", "b.png"]
     objects = source.rows([0])[0]["objects"]
-    read = read_boxes(objects, ("tree", "car"), (30, 40), "pascal_voc", "")
-    assert read.corners.tolist() == [[1, 2, 11, 22]]
+    for form in ("pascal_voc", "coco", "tfds"):  # the file has a format of its own
+        read = read_boxes(objects, ("tree", "car"), (30, 40), form, "")
+        assert read.corners.tolist() == [[1, 2, 11, 22]]
     assert (read.labels.tolist(), read.crowd.tolist()) == ([1], [True])
 
 

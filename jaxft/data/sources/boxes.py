@@ -13,7 +13,7 @@ from typing import Any
 
 from jaxft.bounds import MOST_COCO_BYTES
 from jaxft.data.sources.files import check_is_file, open_csv
-from jaxft.data.sources.reader import Row
+from jaxft.data.sources.reader import CornerObjects, Row
 from jaxft.errors import UserError
 from jaxft.storage.files import sha256
 from jaxft.storage.json_files import read_json_object
@@ -139,7 +139,7 @@ def _add_annotation(
 
 def _picture(pictures: dict[str, Row], name: str) -> dict[str, list]:
     """Return the objects of a picture, which is added if it is new."""
-    empty = {"image": name, "objects": {field: [] for field in FIELDS}}
+    empty = {"image": name, "objects": CornerObjects({field: [] for field in FIELDS})}
     return pictures.setdefault(name, empty)["objects"]
 
 

@@ -18,6 +18,10 @@ class ClassId(int):
     """Id of a class that the data names; the name of another class may look like it."""
 
 
+class CornerObjects(dict):
+    """Objects whose boxes are left, top, right, bottom in pixels, since their file has a format."""
+
+
 def as_class_ids(value: Any) -> Any:
     """Return the ids in a cell, those of a list or of a row's objects too, as `ClassId`."""
     if isinstance(value, int):

@@ -21,8 +21,8 @@ class ObjectDetectionSection(TaskSection):
     )
     box_format: Literal["pascal_voc", "coco", "tfds"] = fixed(
         "pascal_voc",
-        "format of a box: left, top, right, bottom in pixels (also for boxes: and coco: files); "
-        "left, top, width, height; or top, left, bottom, right as shares of the image",
+        "format of a box, of which boxes: and coco: files have their own: left, top, right, bottom "
+        "in pixels; left, top, width, height; or top, left, bottom, right as shares of the image",
     )
     match: Literal["box", "place"] = fixed(
         "box",

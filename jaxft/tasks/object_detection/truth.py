@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxft.data.sources.reader import OBJECT_CLASSES
+from jaxft.data.sources.reader import OBJECT_CLASSES, CornerObjects
 from jaxft.errors import UserError, did_you_mean
 from jaxft.tasks.parts.labels import BadValue, class_id
 
@@ -41,7 +41,7 @@ def read_boxes(
         names: the classes.
         size: height and width of the image.
         form: `pascal_voc` (left, top, right, bottom), `coco` (left, top, width, height) or `tfds`
-            (top, left, bottom, right as shares of the image).
+            (top, left, bottom, right as shares of the image); not of objects that have their own.
         row: the row's name in messages, for objects without a location of their own.
 
     Raises:
@@ -50,6 +50,8 @@ def read_boxes(
     """
     boxes, classes, crowd, places = read_objects(objects, row)
     height, width = size
+    if isinstance(objects, CornerObjects):
+        form = "pascal_voc"
     if form == "coco":
         boxes = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
     elif form == "tfds":
@@ -120,7 +122,7 @@ def _check_box(box: np.ndarray, size: tuple[int, int], where: str) -> None:
     if not np.isfinite(box).all() or right <= left or bottom <= top:
         raise UserError(
             f"{where}: the box {values} has no area.",
-            "Its right has to exceed its left, and its bottom its top.",
+            "Its right has to exceed its left, and its bottom its top (see task.box_format).",
         )
     # Some tools round a pixel beyond the edge.
     if left < -1 or top < -1 or right > width + 1 or bottom > height + 1:
