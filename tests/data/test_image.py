@@ -35,12 +35,12 @@ def random_fields(draw: random.Random) -> dict:
         fields["size"] = draw.choice(sizes)
     for name in ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb"):
         if draw.random() < 0.4:
-            fields[name] = draw.random() < 0.7
+            fields[name] = draw.random() < 0.7 or draw.choice([False, None])
     if not isinstance(fields.get("size"), dict | list) or draw.random() < 0.5:
         # A crop that is larger than the image too, on one side or both.
         fields["do_center_crop"] = True
         fields["crop_size"] = draw.choice([15, {"height": draw.randint(3, 60), "width": 21}])
-    if fields.get("do_resize") is False or "shortest_edge" in str(fields.get("size")):
+    if not fields.get("do_resize", True) or "shortest_edge" in str(fields.get("size")):
         fields |= {"do_center_crop": True, "crop_size": draw.randint(3, 60)}
     if draw.random() < 0.5:
         fields["resample"] = draw.randint(0, 5)
@@ -113,6 +113,14 @@ def test_a_convnexts_odd_settings(field, value, sentence, tmp_path):
     write_fields(tmp_path, {"image_processor_type": "ConvNextFeatureExtractor", field: value})
     with pytest.raises(UserError, match=sentence):
         load_image_processor(tmp_path)
+
+
+def test_a_step_that_is_null_is_left_out(tmp_path, reference):
+    fields = {"image_processor_type": "DeiTImageProcessor", "do_center_crop": None, "size": 20}
+    write_fields(tmp_path, fields | {"do_rescale": None})
+    image, ours = random_image(random.Random(3), "RGB"), load_image_processor(tmp_path)
+    assert ours(image).shape == (3, 20, 20)
+    np.testing.assert_array_equal(ours(image), expected_values(reference(tmp_path), image))
 
 
 def test_a_mode_that_transformers_would_not_convert_is_converted(tmp_path, reference):

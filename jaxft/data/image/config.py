@@ -13,6 +13,7 @@ from jaxft.errors import UserError, did_you_mean
 from jaxft.storage.json_files import is_number, read_json_object
 
 UNCROPPED = 384  # pixels from which a ConvNeXt's images are resized without a crop
+STEPS = ("do_resize", "do_center_crop", "do_rescale", "do_normalize")
 FILES = ("processor_config.json", "preprocessor_config.json")  # the first one may hold the second
 
 
@@ -34,7 +35,9 @@ def read_settings(folder: Path) -> dict[str, Any]:
                 f"{file}: unknown setting '{name}', which may change the images.",
                 did_you_mean(name, known),
             )
-    settings = {name: value for name, value in fields.items() if value is not None}
+    # null turns a step off there, and leaves any other setting to the defaults.
+    off = {name: False for name in STEPS if name in fields and fields[name] is None}
+    settings = off | {name: value for name, value in fields.items() if value is not None}
     merged = {**defaults, **settings}
     if "max_num_patches" in defaults:
         merged["size"] = _side(file, merged["patch_size"], merged["max_num_patches"])
@@ -81,7 +84,7 @@ def _with_crop(file: Path, fields: Mapping[str, Any]) -> tuple[str, dict[str, An
         raise UserError(f"{file}: 'crop_pct' is {share!r}, and must be a number from 0 to 1.")
     if side >= UNCROPPED:
         return "ViTImageProcessor", {**fields, "size": {"height": side, "width": side}}
-    cut = {"do_center_crop": True, "crop_size": side}
+    cut = {"do_center_crop": bool(fields["do_resize"]), "crop_size": side}
     return "BitImageProcessor", {**fields, **cut, "size": {"shortest_edge": int(side / share)}}
 
 
