@@ -115,6 +115,17 @@ def test_a_convnexts_odd_settings(field, value, sentence, tmp_path):
         load_image_processor(tmp_path)
 
 
+def test_how_smolvlm2_reads_videos_says_nothing_of_images(tmp_path):
+    """HuggingFaceTB/SmolVLM2-2.2B-Instruct's file."""
+    fields = {"image_processor_type": "SmolVLMImageProcessor", "resample": 1, "do_pad": True}
+    fields |= {"max_image_size": {"longest_edge": 384}, "size": {"longest_edge": 1536}}
+    write_fields(tmp_path, fields)
+    plain = load_image_processor(tmp_path)
+    video = {"fps": 1, "max_frames": 64, "video_size": {"longest_edge": 384}}
+    write_fields(tmp_path, fields | {"video_sampling": video})
+    assert load_image_processor(tmp_path) == plain
+
+
 def test_a_step_that_is_null_is_left_out(tmp_path, reference):
     fields = {"image_processor_type": "DeiTImageProcessor", "do_center_crop": None, "size": 20}
     write_fields(tmp_path, fields | {"do_rescale": None})

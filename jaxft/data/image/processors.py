@@ -154,6 +154,7 @@ WITHOUT_EFFECT = {
     "pad_size",  # of do_pad, which is refused
     "do_reduce_labels",  # of masks, as task.reduce_labels says
     "reduce_labels",
+    "video_sampling",  # SmolVLM2's, of videos
     "format",  # of boxes
     "do_convert_annotations",
 }
