@@ -132,6 +132,22 @@ FILES = {
         "no_repeat_ngram_size": 2,
         "num_beams": 4,
     },
+    "facebook's DINOv2 with registers": {
+        "model_type": "dinov2_with_registers",
+        "architectures": ["Dinov2WithRegistersModel"],
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": 28,
+        "patch_size": 14,
+        "num_register_tokens": 4,
+        "mlp_ratio": 4,
+        "layerscale_value": 1.0,
+        "apply_layernorm": True,
+        "interpolate_antialias": True,
+        "interpolate_offset": 0.0,
+        "reshape_hidden_states": True,
+    },
 }
 
 

@@ -87,7 +87,8 @@ class Config(ImageConfig):
 
     # Fields that change the computation and are computed for one value only.
     FIXED: ClassVar[Mapping[str, Any]] = {"is_encoder_decoder": False}
-    # Of masked image modelling, and of what reads the stream between the blocks.
+    # Of masked image modelling, of what reads the stream between the blocks, and of DINOv2's own
+    # code (files with registers have the last two): `transformers` smooths without an offset.
     UNREAD: ClassVar[tuple[str, ...]] = (
         "encoder_stride",
         "apply_layernorm",
@@ -96,6 +97,7 @@ class Config(ImageConfig):
         "reshape_hidden_states",
         "return_class_token",
         "stage_names",
+        *("interpolate_antialias", "interpolate_offset"),
     )
 
     @classmethod
