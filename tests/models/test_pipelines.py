@@ -47,6 +47,27 @@ def test_an_export_has_every_part_as_it_was(pipeline, tmp_path):
     np.testing.assert_allclose(ours["sample"], theirs, atol=2e-5)
 
 
+def test_a_dit_of_the_class_that_its_published_files_have(pipeline, tmp_path):
+    """facebook/DiT-XL-2-256 is older than the class, and `diffusers` loads it as that."""
+    folder = shutil.copytree(pipeline, tmp_path / "old")
+    for file, old in (("model_index.json", ["diffusers", "Transformer2DModel"]), (None, None)):
+        path = folder / (file or "transformer/config.json")
+        fields = json.loads(path.read_text())
+        change = {"transformer": old} if file else {"_class_name": "Transformer2DModel"}
+        path.write_text(json.dumps(fields | change))
+    model = registry.load(str(folder))
+    assert model.model_type == "DiTTransformer2DModel"
+    for name, value in registry.load(str(pipeline)).params.items():
+        np.testing.assert_array_equal(value, model.params[name])
+    model.save(tmp_path / "export")
+    loaded = diffusers.DiTPipeline.from_pretrained(tmp_path / "export")
+    assert type(loaded.transformer).__name__ == "DiTTransformer2DModel"
+    path = folder / "transformer" / "config.json"
+    path.write_text(path.read_text().replace("ada_norm_zero", "ada_norm_single"))
+    with pytest.raises(UserError, match="the model_type 'Transformer2DModel' is not supported"):
+        registry.load(str(folder))
+
+
 def test_an_export_replaces_an_earlier_one_and_nothing_else(pipeline, tmp_path):
     model = registry.load(str(pipeline))
     model.save(tmp_path / "export")

@@ -16,6 +16,8 @@ from jaxft.models.weights.shards import DIFFUSERS, TRANSFORMERS
 
 CLASS_NAME = "_class_name"  # where a config.json of `diffusers` has its architecture
 DIFFUSERS_FIELDS = (CLASS_NAME, "_diffusers_version")
+# Classes of older files, and their kind of norm -> what `diffusers` loads them as.
+RENAMED = {("Transformer2DModel", "ada_norm_zero"): "DiTTransformer2DModel"}
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,12 @@ class ImageConfig(HfConfig):
     @abstractmethod
     def with_image_size(self, size: int) -> Self:
         """Return the same config for square images of that many pixels a side."""
+
+
+def class_of(fields: Mapping[str, Any]) -> Any:
+    """Return the architecture of a config.json of `diffusers`; None where it has none."""
+    name, kind = fields.get(CLASS_NAME), fields.get("norm_type")
+    return next((new for old, new in RENAMED.items() if old == (name, kind)), name)
 
 
 def stem_of(fields: Mapping[str, Any]) -> str:
