@@ -148,6 +148,36 @@ FILES = {
         "interpolate_offset": 0.0,
         "reshape_hidden_states": True,
     },
+    "google's PaliGemma 2": {
+        "model_type": "paligemma",
+        "architectures": ["PaliGemmaForConditionalGeneration"],
+        "_vocab_size": 98,
+        "hidden_size": 32,
+        "image_token_index": 98,
+        "num_hidden_layers": 2,
+        "projection_dim": 32,
+        "text_config": {
+            "model_type": "gemma2",
+            **ENCODER,
+            "num_key_value_heads": 1,
+            "head_dim": 16,
+            "cache_implementation": "hybrid",
+            "num_image_tokens": 4,
+        },
+        "vision_config": {
+            "model_type": "siglip_vision_model",
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_attention_heads": 2,
+            "num_hidden_layers": 2,
+            "image_size": 28,
+            "patch_size": 14,
+            "num_image_tokens": 4,
+            "num_positions": 4,
+            "projection_dim": 32,
+            "vision_use_head": False,
+        },
+    },
 }
 
 

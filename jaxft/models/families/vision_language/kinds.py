@@ -168,7 +168,10 @@ PALIGEMMA = replace(
     by="image_size",
     connector=projection,
     join=see_prefix,
-    unread=("hidden_size", "ignore_index", "projection_dim", "vocab_size"),
+    unread=(
+        *("_vocab_size", "hidden_size", "ignore_index", "num_hidden_layers"),
+        *("projection_dim", "vocab_size"),
+    ),
     unused=(),
 )
 KINDS: dict[str, Kind] = {

@@ -52,7 +52,9 @@ MODEL_TYPES: ModelTypes = {
 START, END = "boi_token_index", "eoi_token_index"  # the words around an image's
 UNUSED = (r"(language_model\.)?lm_head\.weight",)  # of tied words
 # Notes of PaliGemma on the whole in its image tower's part.
-VISION_UNREAD = ("num_image_tokens", "projection_dim", "projector_hidden_act", "vocab_size")
+VISION_UNREAD = (
+    *("num_image_tokens", "num_positions", "projection_dim", "projector_hidden_act", "vocab_size"),
+)
 # Of the first files: what their own code read of the decoder, and of a resampler that is not there;
 # and what PaliGemma notes of the whole in its decoder's part.
 TEXT_UNREAD = (
