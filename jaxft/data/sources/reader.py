@@ -18,7 +18,7 @@ class ClassId(int):
     """Id of a class that the data names; the name of another class may look like it."""
 
 
-class CornerObjects(dict):
+class CornerObjects(dict[str, Any]):
     """Objects whose boxes are left, top, right, bottom in pixels, since their file has a format."""
 
 
