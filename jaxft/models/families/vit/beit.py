@@ -299,10 +299,10 @@ class Attention(nnx.Module):
         self, x: jax.Array, shared: jax.Array | None, drop: jax.Array | float, keys: Keys
     ) -> jax.Array:
         weights_keys, join_keys = keys.split(2)
-        scores = [one for one in (shared, self.distances and self.distances()) if one is not None]
-        options = AttentionOptions(
-            self.heads, self.rate, weights_keys.own, positions=sum(scores) if scores else None
-        )
+        scores = shared
+        if self.distances is not None:
+            scores = self.distances() if shared is None else shared + self.distances()
+        options = AttentionOptions(self.heads, self.rate, weights_keys.own, positions=scores)
         normal = self.norm(x)
         query, key, value = (
             one(normal, keys.block) for one in (self.query, self.key, self.value)
