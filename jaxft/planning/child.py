@@ -105,7 +105,8 @@ def make_plan(planner: Planner, topology: Topology | None, largest: bool) -> dic
         facts |= _compiled(planner, step_flops(setup, now)["step"], outcome)
     else:
         rows, devices = setup.layout.rows, len(planner.devices)
-        tries = remedies(setup.config, now.compute.remat, devices, rows)
+        divisor = row_divisor(setup.mesh, 1)
+        tries = remedies(setup.config, now.compute.remat, devices, rows, divisor)
         attempts = try_remedies(tries, planner.attempt)
         facts |= {"fits": False, "needs": outcome.needs, "tried": [asdict(one) for one in attempts]}
     if largest:

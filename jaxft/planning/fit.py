@@ -34,7 +34,9 @@ class Try:
     seconds: float | None = None
 
 
-def remedies(config: Config, remat: Remat, devices: int, rows: int) -> Iterator[tuple[str, ...]]:
+def remedies(
+    config: Config, remat: Remat, devices: int, rows: int, divisor: int
+) -> Iterator[tuple[str, ...]]:
     """Yield changes that take less memory, the cheapest first, each as overrides.
 
     Args:
@@ -42,8 +44,10 @@ def remedies(config: Config, remat: Remat, devices: int, rows: int) -> Iterator[
         remat: its resolved `train.remat`.
         devices: their number.
         rows: of a batch.
+        divisor: the number of devices that rows are divided over: all but along `context` and
+            `tensor`.
     """
-    single = [*_remat(remat), *_shards(config, devices), *_parts(config, devices, rows)]
+    single = [*_remat(remat), *_shards(config, devices), *_parts(config, divisor, rows)]
     yield from single
     first: dict[str, tuple[str, ...]] = {}
     for change in reversed(single):
@@ -51,7 +55,7 @@ def remedies(config: Config, remat: Remat, devices: int, rows: int) -> Iterator[
     together = tuple(key for change in first.values() for key in change)
     if len(first) > 1:
         yield together
-    for halved in _smaller(config, devices):
+    for halved in _smaller(config, divisor):
         yield halved
         if rest := tuple(key for key in together if "accumulate" not in key):
             yield (*rest, *halved)
@@ -64,23 +68,23 @@ def _remat(now: Remat) -> list[tuple[str, ...]]:
 
 
 def _shards(config: Config, devices: int) -> list[tuple[str, ...]]:
-    """Shard the parameters over all devices, if they are replicated."""
+    """Shard the parameters over all devices of a slice, if they are replicated."""
     mesh = config.mesh
     if devices == 1 or mesh.layout == "auto" or mesh.fsdp in (-1, devices) or mesh.tensor != 1:
         return []
-    return [("mesh.data=1", "mesh.fsdp=-1")]
+    return [(f"mesh.data={mesh.slices}", "mesh.fsdp=-1")]
 
 
-def _parts(config: Config, devices: int, rows: int) -> list[tuple[str, ...]]:
+def _parts(config: Config, divisor: int, rows: int) -> list[tuple[str, ...]]:
     """List numbers of micro-batches that leave a row for every device."""
     now = config.train.accumulate
-    fitting = [now * times for times in (2, 8) if rows % (devices * now * times) == 0]
+    fitting = [now * times for times in (2, 8) if rows % (divisor * now * times) == 0]
     return [(f"train.accumulate={parts}",) for parts in fitting]
 
 
-def _smaller(config: Config, devices: int) -> list[tuple[str, ...]]:
+def _smaller(config: Config, divisor: int) -> list[tuple[str, ...]]:
     """Divide the batch by two and by eight, in whole rows for every device."""
-    step = devices * config.train.accumulate
+    step = divisor * config.train.accumulate
     sizes = [config.data.batch_size // times // step * step for times in (2, 8)]
     return [(f"data.batch_size={size}",) for size in dict.fromkeys(sizes) if size]
 

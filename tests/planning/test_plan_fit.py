@@ -135,7 +135,7 @@ def test_the_largest_batch_is_that_of_a_config_that_says_so(tmp_path, monkeypatc
 
 def test_changes_are_tried_cheapest_first(tmp_path):
     config = tiny_config(tmp_path, data={"batch_size": 64})
-    changes = list(remedies(config, "none", devices=4, rows=32))
+    changes = list(remedies(config, "none", devices=4, rows=32, divisor=4))
     assert changes[0] == ("train.remat=dots",)
     assert ("mesh.data=1", "mesh.fsdp=-1") in changes
     assert ("train.accumulate=8",) in changes
@@ -148,8 +148,24 @@ def test_what_is_already_so_is_not_tried(tmp_path):
     config = tiny_config(
         tmp_path, mesh={"data": 1, "fsdp": -1}, train={"remat": "full", "accumulate": 2}
     )
-    changes = [key for change in remedies(config, "full", devices=4, rows=8) for key in change]
-    assert not any("remat" in key or "mesh" in key or "accumulate" in key for key in changes)
+    changes = remedies(config, "full", devices=4, rows=8, divisor=4)
+    keys = [key for change in changes for key in change]
+    assert not any("remat" in key or "mesh" in key or "accumulate" in key for key in keys)
+
+
+def test_devices_that_share_rows_leave_batches_to_divide(tmp_path):
+    """A batch of 8 has two rows for each of the 4 groups along `data`, whatever their size."""
+    mesh = {"data": 4, "context": 4}
+    config = tiny_config(tmp_path, mesh=mesh, data={"batch_size": 8})
+    changes = list(remedies(config, "full", devices=16, rows=8, divisor=4))
+    assert ("train.accumulate=2",) in changes
+    assert ("data.batch_size=4",) in changes
+
+
+def test_parameters_are_cut_inside_of_each_slice(tmp_path):
+    config = tiny_config(tmp_path, mesh={"data": -1, "slices": 2})
+    changes = list(remedies(config, "full", devices=8, rows=8, divisor=8))
+    assert changes[0] == ("mesh.data=2", "mesh.fsdp=-1")
 
 
 def test_what_fits_comes_first_and_the_quickest_of_it():
