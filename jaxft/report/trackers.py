@@ -100,7 +100,8 @@ def open_trackers(
 
     Args:
         names: `run.trackers`; none in a process that does not write.
-        about: the run's `name`, and an `id` that a resumed run has again.
+        about: the run's `name` and `dir`, an `id` that a resumed run has again, and whether it is
+            `resumed`.
         config: the whole config.
         tell: says a sentence to the person.
     """
@@ -115,7 +116,9 @@ def open_trackers(
 def _begin(name: str, about: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments of `init`."""
     project = os.environ.get(f"{name.upper()}_PROJECT", PROJECT)
-    entry = {"project": project, "name": about["name"], "config": dict(config), "resume": "allow"}
+    entry = {"project": project, "name": about["name"], "config": dict(config)}
     if name == "wandb":
-        entry |= {"id": about["id"], "settings": QUIET, "dir": about["dir"]}
-    return entry
+        identity = {"id": about["id"], "resume": "allow"}
+        return entry | identity | {"settings": QUIET, "dir": about["dir"]}
+    # Trackio knows runs by name alone, and would go on with another run that had this one's.
+    return entry | {"resume": "allow" if about["resumed"] else "never"}

@@ -183,6 +183,7 @@ def find_trackers(
         "name": config.run.name,
         "id": hashlib.sha256(started.encode()).hexdigest()[:16],
         "dir": str(run.path),
+        "resumed": run.resumed,
     }
     names = config.run.trackers if is_first() else ()
     return open_trackers(names, about, config.dump(), warn)

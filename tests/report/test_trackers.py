@@ -17,7 +17,7 @@ from jaxft.report import trackers
 from jaxft.report.events import EventLog
 from jaxft.report.trackers import TITLES, check_trackers, open_trackers
 
-ABOUT = {"name": "tiny", "id": "0123456789abcdef", "dir": "."}
+ABOUT = {"name": "tiny", "id": "0123456789abcdef", "dir": ".", "resumed": True}
 STAND_IN = """
 import json, pathlib
 OUT = pathlib.Path(__file__).with_suffix(".jsonl")
@@ -67,6 +67,16 @@ def tell(tracker_names, said, events=3):
         for tracker in opened:
             for step in range(events):
                 tracker.log(step, {"train/loss": 0.5})
+
+
+@pytest.mark.parametrize("name", ["wandb", "trackio"])
+def test_a_new_run_goes_on_with_no_other_of_its_name(name, stand_in):
+    """Trackio knows a run by its name, which an overwritten one and one elsewhere have too."""
+    out, about = stand_in(name), {**ABOUT, "resumed": False}
+    with open_trackers([name], about, {}, lambda _: None):
+        pass
+    began = lines(out)[0]["began"]
+    assert began["resume"] == ("never" if name == "trackio" else "allow")
 
 
 @pytest.mark.parametrize("name", ["wandb", "trackio"])
