@@ -42,6 +42,11 @@ class Note(str):
     """
 
 
+def opening(text: str) -> str:
+    """Return a text as the beginning of a sentence; names in it keep their spelling."""
+    return text[:1].upper() + text[1:]
+
+
 def nearest(word: str, candidates: Iterable[str], count: int = 1, cutoff: float = 0.5) -> list[str]:
     """Return the candidates spelled most like `word`, best first; empty if none is close.
 

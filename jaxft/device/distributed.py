@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from jaxft.errors import UserError
+from jaxft.errors import UserError, opening
 from jaxft.launch.cluster import SUPERVISED, find_cluster, join_seconds
 
 T = TypeVar("T")
@@ -139,7 +139,7 @@ def compare(facts: Mapping[str, Any], hint: str = "", *, patient: bool = False) 
             here, there = answers[0].get(name), other.get(name)
             if here != there:
                 raise UserError(
-                    f"{name_of(process).capitalize()} differs from {name_of(0)} in {name}: "
+                    f"{opening(name_of(process))} differs from {name_of(0)} in {name}: "
                     f"{_shown(there)} there, {_shown(here)} on the first.",
                     hint,
                 )
@@ -186,8 +186,7 @@ def _get(key: str, process: int, end: float | None = None) -> str:
                 raise
         if end is not None:
             raise UserError(
-                f"{name_of(process).capitalize()} did not reach this point within "
-                f"{COMPARE_SECONDS} s.",
+                f"{opening(name_of(process))} did not reach this point within {COMPARE_SECONDS} s.",
                 "Check its output; all processes must run the same command.",
             )
         print(f"waiting for {name_of(process)}", file=sys.stderr, flush=True)

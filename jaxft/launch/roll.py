@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from jaxft.errors import UserError
+from jaxft.errors import UserError, opening
 from jaxft.launch.cluster import Cluster
 
 PORT = "JAXFT_SUPERVISOR_PORT"
@@ -178,7 +178,7 @@ def answer_roll(cluster: Cluster, seconds: float) -> tuple[list[Member], Line]:
             reason = error.strerror or str(error)
         if time.monotonic() > end:
             raise UserError(
-                f"{str(myself(cluster)).capitalize()} could not reach process 0 at {host}, port "
+                f"{opening(str(myself(cluster)))} could not reach process 0 at {host}, port "
                 f"{port}, for {seconds:.0f} s: {reason}.",
                 "Is it running, and is the port open between the hosts?",
             )
@@ -223,7 +223,7 @@ def _out_of_place(member: Member, members: dict[int, Member], cluster: Cluster) 
     first = members[0]
     if member.of != cluster.processes:
         return (
-            f"{str(member).capitalize()} was started with {member.of} processes, and {first} with "
+            f"{opening(str(member))} was started with {member.of} processes, and {first} with "
             f"{cluster.processes}."
         )
     if member.process in members:

@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 
+from jaxft.errors import opening
 from jaxft.launch.cluster import SUPERVISED, Cluster, join_seconds
 from jaxft.launch.roll import Member
 from jaxft.launch.team import COMPUTATION_FAILED, STOPPED, End, Team, join
@@ -177,7 +178,7 @@ def _say(name: Member, culprit: End, cluster: Cluster) -> None:
     again = " Run it again with --resume, on any number of processes."
     hint = "" if culprit.code == 2 else again
     print(
-        f"jaxft: {str(name).capitalize()} {culprit.why.rstrip('.')}, and the run of "
+        f"jaxft: {opening(str(name))} {culprit.why.rstrip('.')}, and the run of "
         f"{cluster.processes} processes ended.{hint}",
         file=sys.stderr,
         flush=True,

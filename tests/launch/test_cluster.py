@@ -9,7 +9,7 @@ import time
 import pytest
 
 from jaxft.cli.main import main
-from jaxft.errors import UserError
+from jaxft.errors import UserError, opening
 from jaxft.launch.cluster import Cluster, find_cluster, join_seconds
 from jaxft.launch.roll import Member, answer_roll, call_roll
 from jaxft.launch.team import STOPPED, End, cause, join
@@ -283,3 +283,4 @@ def test_an_end_is_fine_where_it_was_asked_for():
     assert End(0, 128 + signal.SIGTERM, "").fine
     assert not End(0, -signal.SIGTERM, "").fine
     assert str(Member(3, 4, "host-3", 17)) == "process 3 on host-3"
+    assert opening(str(Member(3, 4, "GPU-3", 17))) == "Process 3 on GPU-3"
