@@ -220,9 +220,10 @@ def test_stochastic_depth_leaves_out_whole_branches(tmp_path):
     assert np.all(added == added[:, :1, :1])
 
 
-def test_a_kernel_that_cannot_serve_is_refused(tmp_path):
+@pytest.mark.parametrize("model_type", ["vit", "beit"])
+def test_a_kernel_that_cannot_serve_is_refused(model_type, tmp_path):
     """Heads of 6 and 17 positions are nothing for cudnn; auto goes without."""
-    make("vit", tmp_path, image_size=12, patch_size=3)
+    make(model_type, tmp_path, image_size=12, patch_size=3)
     model, batch = registry.load(str(tmp_path)), {"pixel_values": images(12, 12)}
     gpu = {"platform": "cuda", "dtype": "bfloat16"}
     with pytest.raises(UserError, match=r"train\.attention: cudnn cannot serve this run"):

@@ -24,6 +24,7 @@ from jaxft.models.family import Family, architectures
 from jaxft.models.layers.attention import AttentionOptions, attention
 from jaxft.models.layers.batch import Batch
 from jaxft.models.layers.cache import BlockCache
+from jaxft.models.layers.kernels import Needs
 from jaxft.models.layers.math import ACTIVATIONS, dropout
 from jaxft.models.layers.modules import Keys, LayerNorm, Leaf, Linear, block_keys, parameter
 from jaxft.models.layers.vision import (
@@ -245,6 +246,9 @@ class Stem(nnx.Module):
         shared = config.fields["use_shared_relative_position_bias"]
         self.distances = Distances(config) if shared else None
         self.image_size = config.image_size
+        own, heads = config.fields, config.fields["num_attention_heads"]
+        width, rate = own["hidden_size"] // heads, own["attention_probs_dropout_prob"]
+        self.needs = Needs(heads, heads, width, rate, positions=True)
 
     def __call__(
         self, batch: Batch, key: jax.Array | None, compute: Compute
@@ -256,8 +260,9 @@ class Stem(nnx.Module):
                 f"The images are {image[0]} x {image[1]}; the model takes {height} x {width}.",
                 f"Resize them, or set model.image_size={image[0]}.",
             )
-        scores = None if self.distances is None else self.distances()
-        return self.embeddings(pixels, key), scores
+        x = self.embeddings(pixels, key)
+        compute.kernel(self.needs, x.shape[:2])  # none serves: one that is asked for is refused
+        return x, None if self.distances is None else self.distances()
 
 
 class Join(nnx.Module):
