@@ -68,6 +68,15 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
     return _check(values, origin)
 
 
+def require_config(config: object, of: str) -> None:
+    """Raise a UserError unless what a public function was given is a config, by its name `of`."""
+    if not isinstance(config, Config):
+        raise UserError(
+            f"{of}: the config is a {type(config).__name__}.",
+            "Pass jaxft.load_config(PATH), or jaxft.parse_config(KEYS) of a dict.",
+        )
+
+
 def parse_config(written: Mapping[str, Any], where: str = "config") -> Config:
     """Check a config in a nested mapping, such as one from `Config.dump`.
 

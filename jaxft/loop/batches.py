@@ -98,6 +98,8 @@ def batches(
         raise UserError("batches: the texts are one text, not several.", "Put it into a list.")
     if not len(texts):
         raise UserError("batches: there is no text.")
+    if batch_size < 1:
+        raise UserError(f"batches: batch_size is {batch_size}, and must be 1 or more.")
     for name, column in (("labels", labels), ("pairs", pairs)):
         if column is not None and len(column) != len(texts):
             raise UserError(f"batches: {len(texts)} texts and {len(column)} {name}.")

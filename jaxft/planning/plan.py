@@ -12,7 +12,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from jaxft.analysis.layer_criteria.choices import make_choices
-from jaxft.config.load import Config
+from jaxft.config.load import Config, require_config
 from jaxft.engine.cost import LOSS, lowest_block_flops, segment_flops
 from jaxft.engine.initial_state import abstract_anchor, abstract_state
 from jaxft.engine.remat import phase_setups, widest
@@ -155,6 +155,7 @@ def plan(config: Config) -> Plan:
     Raises:
         UserError: any error that would stop the run before its first step.
     """
+    require_config(config, "plan")
     config = make_choices(config, EscapingConsole(stderr=True))
     setup = build(config)
     check_matrices_train(setup)

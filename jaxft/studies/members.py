@@ -65,9 +65,12 @@ def make_members(config: Config, vary: Mapping[str, Sequence[Any]]) -> tuple[Mem
         vary: config key -> its values; an item of a list is addressed by its number.
 
     Raises:
-        UserError: an unknown key, an invalid value, or a repeated one.
+        UserError: an unknown key, values that are no list, an invalid value, or a repeated one.
     """
     for key, values in vary.items():
+        if isinstance(values, str) or not isinstance(values, Sequence):
+            kind = type(values).__name__
+            raise UserError(f"--vary {key}: its values are a {kind}.", "Pass a list of them.")
         if any(key == shared or key.startswith(f"{shared}.") for shared in SHARED):
             raise UserError(f"--vary {key}: a study has one for all of its members.")
         if not values:

@@ -11,7 +11,14 @@ from typing import Any
 
 from etils import epath
 
-from jaxft.config.load import Config, changed_keys, load_config, parse_config, to_yaml
+from jaxft.config.load import (
+    Config,
+    changed_keys,
+    load_config,
+    parse_config,
+    require_config,
+    to_yaml,
+)
 from jaxft.device.distributed import compare, from_first, is_first, wait_for_all
 from jaxft.engine.trained import best_metric
 from jaxft.errors import UserError
@@ -102,6 +109,9 @@ def study(
             holds something else.
     """
     # ----------------------------------------------------------------------------- Processes
+    require_config(config, "study")
+    if not vary:
+        raise UserError("study: no key is varied.", "Pass {'optimizer.lr': [1e-4, 3e-4]}.")
     quiet = not join_processes(config, resume=resume, overwrite=overwrite) or quiet
     asked = {"--vary": dict(vary), "--halve": halve, "--mesh-members": mesh_members}
     compare(asked, "Start every process with the same command.")

@@ -10,7 +10,7 @@ from functools import partial
 
 from jaxft.analysis.forgetting import open_forgetting
 from jaxft.analysis.time_use import COMPILE, EVALUATE, INPUT, SAVE, TRUNK, paragraph, time_use
-from jaxft.config.load import Config
+from jaxft.config.load import Config, require_config
 from jaxft.device.distributed import SHARED, compare, wait_for_all
 from jaxft.device.process import Stop, stop_signals
 from jaxft.engine.evaluate import Interrupted, build_eval_step
@@ -80,6 +80,7 @@ def train(
         SystemExit: 128 + the signal's number, after SIGTERM or SIGINT and a save.
     """
     # ----------------------------------------------------------------------------- Processes
+    require_config(config, "train")
     times = Times()
     quiet = not join_processes(config, resume=resume, overwrite=overwrite) or quiet
     console = EscapingConsole(quiet=quiet)

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import jaxft
 
 INIT = Path(jaxft.__file__)
@@ -24,6 +26,18 @@ def test_every_name_is_there_and_imported_for_type_checkers_too():
     assert sorted(typed) == sorted(jaxft.__all__) == sorted(dir(jaxft))
     for name in jaxft.__all__:
         assert getattr(jaxft, name).__doc__, name
+
+
+@pytest.mark.parametrize("call", [jaxft.train, jaxft.plan, lambda one: jaxft.study(one, {})])
+def test_a_path_in_place_of_a_config_is_refused(call):
+    with pytest.raises(jaxft.UserError, match=r"the config is a str\. Pass jaxft\.load_config"):
+        call("mine.yaml")
+
+
+def test_a_study_of_nothing_is_refused():
+    config = jaxft.load_config(INIT.parents[1] / "configs" / "sentiment.yaml")
+    with pytest.raises(jaxft.UserError, match="no key is varied"):
+        jaxft.study(config, {})
 
 
 def test_the_package_says_that_it_is_typed():

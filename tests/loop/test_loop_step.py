@@ -59,6 +59,8 @@ def test_batches_are_every_text_once_an_epoch(model):
         jaxft.batches(model, TEXTS, LABELS[:3], batch_size=8)
     with pytest.raises(jaxft.UserError, match="the texts are one text"):
         jaxft.batches(model, TEXTS[0], batch_size=8)
+    with pytest.raises(jaxft.UserError, match="batch_size is 0"):
+        jaxft.batches(model, TEXTS, batch_size=0)
     with pytest.raises(jaxft.UserError, match="which is no number"):
         jaxft.batches(model, TEXTS[:2], ["good", "bad"], batch_size=2)
 

@@ -314,6 +314,8 @@ def test_an_interval_is_that_of_the_mean():
         ({"optimizer.lr": [-1.0]}, "'optimizer.lr' must be 0 or more"),
         ({"optimizer.lr": [1e-3, 1e-3]}, "--vary optimizer.lr: a value is given twice"),
         ({"optimizer.lr": []}, "it has no value"),
+        ({"optimizer.lr": 1e-3}, "--vary optimizer.lr: its values are a float"),
+        ({"optimizer.name": "lion"}, "--vary optimizer.name: its values are a str"),
         ({"run.name": ["a", "b"]}, "--vary run.name: a study has one for all of its members"),
         ({"checkpoint.best": ["loss", "f1"]}, "--vary checkpoint.best: a study has one"),
     ],
