@@ -141,6 +141,9 @@ def resolve_rates(
         phase: one of the run's.
         length: of the run.
         scale: `optimizer.scale`: while the batch grows, rates are those of its size at each step.
+
+    Raises:
+        UserError: the warm-up of the phase or of a schedule is longer than it.
     """
     spec = phase.spec
     first, steps, pace = 0, length.total_steps, length.pace
@@ -163,6 +166,12 @@ def resolve_rates(
     inside = slice(phase.start, phase.stop + 1)
     rates[inside] = table[phase.start - first : phase.stop + 1 - first]
     rewarm = resolve_steps(spec.rewarm, length.total_steps, length.pace)
+    if rewarm > phase.stop - phase.start:
+        raise UserError(
+            f"phases[{phase.index}].rewarm is {rewarm:,} steps, and the phase has "
+            f"{phase.stop - phase.start:,}: its rate would never reach its peak.",
+            "Shorten it.",
+        )
     if rewarm:
         rise = np.minimum(np.arange(phase.stop + 1 - phase.start, dtype=np.float32) / rewarm, 1)
         rates[inside] *= rise[:, None]

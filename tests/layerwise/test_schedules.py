@@ -1,5 +1,7 @@
 """Schedules against optax's own and against the values that their papers give."""
 
+from dataclasses import replace
+
 import jax
 import numpy as np
 import optax
@@ -153,6 +155,9 @@ def test_a_config_resolves_into_rates_by_group():
     assert [group.name for group in table.training_groups] == ["top", "rest"]
     np.testing.assert_array_equal(rates[:, 0], np.ones(41))
     np.testing.assert_allclose(rates[[0, 2, 4, 22, 40], 1], [0, 0.25, 0.5, 0.25, 0], atol=1e-7)
+    spec = replace(WHOLE, rewarm=Duration(11, "steps"))
+    with pytest.raises(UserError, match=r"phases\[1\]\.rewarm is 11 steps, and the phase has 10"):
+        resolve_rates(Phase(1, 30, 40, spec, table), length)
 
 
 @pytest.mark.parametrize(("written", "steps"), [("25%", 10), ("0.5 epochs", 10), (7, 7)])
