@@ -76,7 +76,7 @@ def to_tensors(
                 yield of_expert(hf, number), np.ascontiguousarray(values[0][:, number])
         else:
             name = names[parts[0]]
-            yield hf, np.ascontiguousarray(joined(values, name.axis, name.heads))
+            yield hf, joined(values, name.axis, name.heads)
 
 
 def with_counts(

@@ -134,7 +134,8 @@ def joined(parts: Sequence[np.ndarray], axis: int, heads: int = 1) -> np.ndarray
         return np.concatenate(parts, axis) if len(parts) > 1 else parts[0]
     first = [np.moveaxis(part, axis, 0) for part in parts]
     runs = np.concatenate([one.reshape(heads, -1, *one.shape[1:]) for one in first], axis=1)
-    return np.moveaxis(runs.reshape(-1, *runs.shape[2:]), 0, axis)
+    whole = np.moveaxis(runs.reshape(-1, *runs.shape[2:]), 0, axis)
+    return np.ascontiguousarray(whole)  # safetensors writes what is in memory, in that order
 
 
 def of_expert(name: str, number: int) -> str:
