@@ -202,9 +202,8 @@ class Embeddings(nnx.Module):
         self.rate = own["hidden_dropout_prob"]
 
     def __call__(self, pixels: jax.Array, key: jax.Array | None) -> jax.Array:
-        first = jnp.broadcast_to(
-            self.class_token[...], (len(pixels), *self.class_token[...].shape[1:])
-        )
+        token = self.class_token[...]
+        first = jnp.broadcast_to(token, (len(pixels), *token.shape[1:]))
         x = jnp.concatenate([first, self.patch(pixels)], axis=1)
         x = x if self.position is None else x + self.position[...]
         return dropout(x, self.rate, key)
