@@ -57,7 +57,7 @@ TASKS = {
         (
             "data.train=conll:assets/tweets/train.conll[:400]",
             "data.eval=conll:assets/tweets/train.conll[1000:1400]",
-            "data.test=conll:assets/tweets/test.conll[:800]",
+            "data.test=conll:assets/tweets/train.conll[1400:]",
             "train.length=3 epochs",
         ),
     ),
@@ -66,10 +66,11 @@ TASKS = {
         "accuracy",
         12,
         (
-            "data.train=images:assets/digits/train[:256]",
+            "data.train=images:assets/digits/train[:384]",
             "data.eval=images:assets/digits/train[600:800]",
-            "data.test=images:assets/digits/test[:300]",
-            "train.length=2 epochs",
+            "data.test=images:assets/digits/test",
+            "model.image_size=56",
+            "train.length=3 epochs",
         ),
     ),
 }
