@@ -10,7 +10,7 @@ BIN    := $(VENV)/bin
 SAY    := @printf '\n\033[1m== %s\033[0m\n'
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demos demos-full assets test test-quick test-install test-all lint format docs site lock bench clean
+.PHONY: help demo demos demos-full assets test test-slow test-quick test-install test-all lint format docs site lock bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -42,8 +42,11 @@ demos-full: $(VENV)/.demos  ## the same on all rows (hours)
 assets: $(VENV)/.runtime  ## download the demo's checkpoint and reviews, and link them as assets/
 	$(BIN)/jaxft assets
 
-test: $(VENV)/.dev  ## what CI runs, about 45 minutes on 2 cores
+test: $(VENV)/.dev  ## every test of less than some seconds: about 20 minutes on 2 cores
 	$(BIN)/pytest -n auto --dist worksteal
+
+test-slow: $(VENV)/.dev  ## the others that CI runs: whole runs, killed and resumed, in two processes
+	$(BIN)/pytest -n auto --dist worksteal --slow -m slow
 
 # Without PyTorch, so that a new Python and its newest packages are quick to install and test.
 QUICK := tests/test_architecture.py tests/test_words.py tests/install tests/config tests/cli/test_cli.py \
@@ -58,7 +61,7 @@ test-quick: $(VENV)/.test  ## imports, architecture, config, command line, a ste
 test-install: $(VENV)/.test  ## build wheel and source archive, install them alone, train and export
 	$(BIN)/pytest --full tests/install
 
-test-all: $(VENV)/.dev  ## all configs and meshes, fault injection, fuzzing; the report in headless Chromium
+test-all: $(VENV)/.dev  ## both, and all configs and meshes, fault injection, fuzzing; the report in headless Chromium
 	@command -v chromium > /dev/null || { test "$$(id -u)" = 0 && apt-get update -q && \
 	    apt-get install -q -y --no-install-recommends chromium; } || \
 	    { echo 'test-all needs chromium on the PATH (Debian: apt-get install chromium)'; exit 1; }

@@ -1,4 +1,7 @@
-"""Eight fake CPU devices for every test; tests marked `full` run in `make test-all` only."""
+"""Eight fake CPU devices for every test, and what decides which tests run.
+
+Tests marked `slow` run in `make test-slow`, those marked `full` in `make test-all` only.
+"""
 
 import gc
 import os
@@ -58,18 +61,20 @@ MOST_PROGRAMS = 500
 
 
 def pytest_addoption(parser):
-    parser.addoption("--full", action="store_true", help="also run the tests marked `full`")
+    parser.addoption("--slow", action="store_true", help="also run the tests marked `slow`")
+    parser.addoption("--full", action="store_true", help="run all tests, with all of XLA's passes")
 
 
 def pytest_collection_modifyitems(config, items):
     if config.getoption("--full"):
         return
     # The mark, and not a keyword: a parameter's name is a keyword too.
-    kept = [item for item in items if not item.get_closest_marker("full")]
-    dropped = [item for item in items if item.get_closest_marker("full")]
-    if dropped:
+    marks = ("full",) if config.getoption("--slow") else ("full", "slow")
+    chosen = [item for item in items if not any(map(item.get_closest_marker, marks))]
+    if len(chosen) < len(items):
+        dropped = [item for item in items if any(map(item.get_closest_marker, marks))]
         config.hook.pytest_deselected(items=dropped)
-        items[:] = kept
+        items[:] = chosen
 
 
 def pytest_collection_finish():

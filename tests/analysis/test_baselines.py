@@ -120,6 +120,7 @@ def regression(tmp_path_factory, cache):  # noqa: F811 the fixture above
     return jaxft.train(config, quiet=True)
 
 
+@pytest.mark.slow
 def test_raw_targets_are_standardized_and_given_back(regression):
     """The loss is in deviations, the RMSE and predictions in the data's units."""
     about = open_trained(regression.folder).run.read_json("run.json")

@@ -92,6 +92,7 @@ def steps(folder):
     return Steps(config_of(folder))
 
 
+@pytest.mark.slow
 def test_a_step_shows_what_each_leaf_does(steps):
     """Sums of squares, and Adam's signal from moments that are kept here in float64."""
     names, b1, b2 = phase_of(steps.built).table.trainable, 0.9, 0.999
@@ -162,6 +163,7 @@ def leaf_row(name, shape, depth):
 SGD = {"optimizer": {"name": "sgd", "lr": 0.1, "clip": 0.5, "weight_decay": 0.1}}
 
 
+@pytest.mark.slow
 def test_scanned_sharded_and_in_parts_the_numbers_are_the_same(folder):
     """Under SGD with momentum, whose steps do not magnify rounding."""
     parts = {"length": "12 steps", "accumulate": 2, "scan": True}
@@ -247,6 +249,7 @@ def parameters(run, which="last"):
     return {name: np.asarray(leaf) for name, leaf in model.params.items()}
 
 
+@pytest.mark.slow
 def test_multipliers_are_measured_and_used(whole):
     """The first step measures and moves nothing; then a rate is lr x lr_mult x share."""
     looked, measured = events(whole, "layers"), events(whole, "multipliers")

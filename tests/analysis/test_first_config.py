@@ -108,6 +108,7 @@ def test_rows_without_a_text_are_left_out(here, capsys):
     build(config)
 
 
+@pytest.mark.slow
 def test_what_is_written_trains_and_predicts(here, capsys):
     write_csv(here / "films.csv", reviews())
     init(capsys, "films.csv")

@@ -79,6 +79,7 @@ def test_masks_are_the_same_each_time_and_leave_the_ends(folder, tiny_mlm):
         assert not (scored & (one["attention_mask"] == 0)).any()
 
 
+@pytest.mark.slow
 def test_a_run_tells_it_before_the_first_step_and_at_each_evaluation(folder, tiny_mlm):
     run = train(config_of(folder, tiny_mlm), overwrite=True, quiet=True)
     told = [e for e in read_events(run.folder) if e.get("split") == "pretraining"]

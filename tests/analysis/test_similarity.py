@@ -73,6 +73,7 @@ def run(tmp_path_factory):
     )
 
 
+@pytest.mark.slow
 def test_frozen_depths_say_what_they_said_and_the_others_moved(run):
     found = score(run.folder, "eval", similarity=True)["similarity"]
     assert found[:2] == pytest.approx([1, 1], abs=1e-9)

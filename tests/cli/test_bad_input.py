@@ -318,6 +318,7 @@ def test_as_a_process(folder):
     assert content(folder) == before
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_while_saving(folder):
     """The run ends with one sentence; the checkpoint before is whole, and it goes on from there."""
 

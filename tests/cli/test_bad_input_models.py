@@ -106,6 +106,7 @@ def test_an_index_that_names_what_no_shard_holds(refused):  # noqa: F811 the fix
     assert "is not an index of safetensors files." in refused("train", "c.yaml", "--quiet")
 
 
+@pytest.mark.slow
 def test_a_tokenizer_larger_than_the_vocabulary(refused, capsys):  # noqa: F811 the fixture above
     """Refused by default; where it is asked for, the embeddings grow."""
     tensors = load_file(WEIGHTS)

@@ -200,6 +200,7 @@ def test_several_labels_are_mixed_as_numbers():
 # --------------------------------------------------------------------------------------------- runs
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_in_the_middle_of_an_epoch_to_the_same_bits(folder, tmp_path, cache):  # noqa: F811
     config = tiny_image_config(
         folder,

@@ -194,6 +194,7 @@ def test_what_cannot_be_drawn_is_one_sentence(tmp_path):
         build(tiny_config(tmp_path, data=data))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cache")
 def test_a_killed_mixture_goes_on_as_if_nothing_had_been(tmp_path):
     """kill -9 in the second epoch: losses step by step and the result are as undisturbed."""

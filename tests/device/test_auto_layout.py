@@ -128,6 +128,7 @@ def losses(config, devices, steps=3):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remat", ["none", "dots", "full"])
 def test_eight_devices_have_the_losses_of_one(remat, tmp_path):
     """Rows and positions are laid where the step wants them; nothing of the values changes."""

@@ -28,7 +28,11 @@ PAGES = [
     *(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "SECURITY")),
     *sorted((ROOT / "docs").glob("**/*.md")),
 ]
-GUIDE, TASKS = ROOT / "docs/from/flax-auto-model.md", ROOT / "docs/tasks.md"
+README, GUIDE, TASKS = (
+    ROOT / "README.md",
+    ROOT / "docs/from/flax-auto-model.md",
+    ROOT / "docs/tasks.md",
+)
 FENCE = re.compile(
     r'^```(?:(sh|python)|yaml title="([\w-]+\.yaml)")\n(.*?)^```', re.DOTALL | re.MULTILINE
 )
@@ -72,12 +76,15 @@ def needs_more(part: str) -> bool:
 
 
 def marks(page: Path, number: int) -> tuple[pytest.MarkDecorator, ...]:
-    """Guides train a model each: `make test` runs one of them, `make test-all` the others.
+    """Which target runs a part: README in `make test`, other pages in `make test-slow`.
 
-    So do the parts of the page of tasks, each of which `tests/tasks` trains too.
+    Guides train a model each: `make test-slow` runs one of them, `make test-all` the others. So do
+    the parts of the page of tasks, each of which `tests/tasks` trains too.
     """
     guide = page.parent.name == "from" and page != GUIDE
-    return (pytest.mark.full,) if guide or (page == TASKS and number > 1) else ()
+    if guide or (page == TASKS and number > 1):
+        return (pytest.mark.full,)
+    return () if page == README else (pytest.mark.slow,)
 
 
 PARTS = [

@@ -14,7 +14,7 @@ import pytest
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
-# `make test` runs this one, `make test-all` the others too.
+# `make test-slow` runs this one, `make test-all` the others too.
 QUICK = "sentiment"
 RUN = "from nbclient.cli import main; main()"
 
@@ -37,6 +37,7 @@ def test_it_is_stored_without_outputs_and_installs_first(path):
     assert cells(path, "markdown")[0]["source"][0].startswith("# ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "path",
     [

@@ -166,6 +166,7 @@ TASKS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TASKS)
 def test_gradients_of_tasks_are_those_of_the_whole_batch(folder, name):
     make, task, devices = TASKS[name]

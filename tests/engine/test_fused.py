@@ -82,6 +82,7 @@ def assert_alike(config, devices=ONE, rtol=1e-6):
             np.testing.assert_allclose(one[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -119,6 +120,7 @@ def test_so_is_one_over_eight_devices(folder):
     assert_alike(config_of(folder, *sections, "optimizer.clip=0.1"), EIGHT, 1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "head"),
     [
@@ -166,6 +168,7 @@ def test_blocks_read_more_than_their_stream(tmp_path, kind, head):
     assert opt_state[0].count == 1
 
 
+@pytest.mark.slow
 def test_gradients_of_one_block_exist_at_a_time(folder):
     """By XLA's own account of the step's memory, for a model that is nearly all blocks."""
 
@@ -191,6 +194,7 @@ def test_gradients_of_one_block_exist_at_a_time(folder):
     assert ours < 0.7 * blocks
 
 
+@pytest.mark.slow
 def test_what_is_not_finite_leaves_everything_as_it_was(folder):
     config = config_of(folder, "optimizer.fused=true", "optimizer.lr=1e30")
     built = build(config, devices=ONE)

@@ -99,6 +99,7 @@ def test_adapters_products_have_the_names_of_their_maps(tmp_path):
 
 
 # -------------------------------------------------------------------------------------- the search
+@pytest.mark.slow
 def test_the_search_keeps_what_costs_the_most_flops_a_byte(setup):
     (now,) = phase_setups(setup)
     product = 2 * batch_shapes(setup)["input_ids"].size * 32 * 4  # of 32 columns, in two blocks
@@ -162,6 +163,7 @@ def unchecked(patch):
     patch.setattr(engine_remat, "_check", lambda setup: None)
 
 
+@pytest.mark.slow
 def test_moments_of_matrices_wait_in_host_memory(runs, monkeypatch):
     unchecked(monkeypatch)
     setup = build(runs[1][1], devices=ONE)
@@ -177,6 +179,7 @@ def test_moments_of_matrices_wait_in_host_memory(runs, monkeypatch):
     assert moved == sum(leaf.size * leaf.dtype.itemsize for leaf in hosts)
 
 
+@pytest.mark.slow
 def test_a_run_with_offloaded_moments_ends_in_the_same_bits(runs, tmp_path, monkeypatch):
     unchecked(monkeypatch)
     (plain, _), (offloaded, config) = runs[0], runs[1]
@@ -186,6 +189,7 @@ def test_a_run_with_offloaded_moments_ends_in_the_same_bits(runs, tmp_path, monk
     goes_on_to_the_same_bits(offloaded, config, 3, tmp_path)
 
 
+@pytest.mark.slow
 @by_libtpu
 @pytest.mark.parametrize(
     "sections",

@@ -108,6 +108,7 @@ ADAM = {"name": "adamw", "lr": 1e-3, "weight_decay": 0.1}
 ROWS = {"batch_size": 16}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("groups", [[], TRUNK], ids=["all", "frozen"])
 def test_eight_devices_train_as_one_does(folder, groups):
     """Twenty steps of AdamW with dropout on; masks do not depend on how arrays are cut."""
@@ -310,6 +311,7 @@ def test_dropout_is_drawn_anew_at_each_step_and_alike_in_a_rerun(folder):
     assert float(run(state, 0, batch)[1]["loss"]) not in first
 
 
+@pytest.mark.slow
 def test_the_states_buffers_are_given_away_in_the_compiled_step(folder):
     """What is donated and kept apart nonetheless would take the state's memory twice."""
     run = prepare(folder, groups=TRUNK, mesh=EIGHT, train=LONG | {"ema": 0.9})

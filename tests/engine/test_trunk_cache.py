@@ -101,6 +101,7 @@ def same(ours, theirs):
 
 
 # ------------------------------------------------------------------------ what a cached step does
+@pytest.mark.slow
 @pytest.mark.usefixtures("usual_fusions")
 def test_in_rows_of_the_same_shape_gradients_are_bit_equal(folder, tmp_path):
     """In float32 on CPU, under a scan."""
@@ -113,6 +114,7 @@ def test_in_rows_of_the_same_shape_gradients_are_bit_equal(folder, tmp_path):
     assert not same(opened.gradients(worse), wanted), "one unit in the last place shows"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scan", [False, pytest.param(True, marks=FULL)])
 def test_in_packed_rows_gradients_are_equal_but_for_rounding(folder, tmp_path, scan):
     """Where an example lies in its row, and with what, is another order of the same sums."""
@@ -126,6 +128,7 @@ def test_in_packed_rows_gradients_are_equal_but_for_rounding(folder, tmp_path, s
         assert_close_gradients(other, wanted, 1e-5)
 
 
+@pytest.mark.slow
 def test_in_bfloat16_they_are_equal_but_for_its_rounding(folder, tmp_path):
     opened = Opened(config_of(folder, tmp_path, data={"pack": False}, precision="bf16"))
     plain, cached = opened.batches()
@@ -188,6 +191,7 @@ def flipped(name):
     return change
 
 
+@pytest.mark.slow
 def test_an_entry_is_found_again_and_only_by_its_own(folder, tmp_path):
     def count(change=lambda params: params, source=folder, **given):
         Opened(config_of(source, tmp_path, **given), change=change)
@@ -348,6 +352,7 @@ def pairs(tmp_path_factory):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("usual_fusions")
 @pytest.mark.parametrize(
     "towers", [pytest.param("vision", marks=FULL), "text", pytest.param("(vision|text)")]
@@ -403,11 +408,13 @@ def losses(run):
     return [line["loss"] for line in lines if line["kind"] == "train"]
 
 
+@pytest.mark.slow
 def test_each_boundary_has_an_entry(cached_run):
     lengths = [len(Ragged(entry)) for entry in entries(cached_run.parent)]
     assert lengths == [67, 67]
 
 
+@pytest.mark.slow
 def test_a_run_resumed_inside_a_cached_phase_never_shows(cached_run, tmp_path):
     run = tmp_path / "tiny"
     shutil.copytree(cached_run, run)

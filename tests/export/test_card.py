@@ -49,6 +49,7 @@ def test_what_the_hub_reads(run, card):
     assert about.eval_results[0].dataset_name == "csv:reviews.csv[85%:]"
 
 
+@pytest.mark.slow
 def test_a_preset_without_a_rate_is_named(tmp_path, cache):  # noqa: F811 the fixture above
     section = {"length": "1 steps", "evaluate_every": "1 steps"}
     config = tiny_config(tmp_path, train=section, layer_decay={"preset": "fan_in"})
@@ -97,6 +98,7 @@ def test_a_finished_run_without_its_result_is_not_exported(run, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_the_cards_code_gives_the_predictions_of_the_run(short, tmp_path):
     """Also of texts that are longer than data.max_length."""
     folder = export(short.folder, tmp_path / "out")

@@ -154,6 +154,7 @@ def damage(top: Path, share: float) -> Counter[str]:
     return readers.counts
 
 
+@pytest.mark.slow
 def test_a_damaged_file_is_noticed_or_changes_nothing(tmp_path):
     counts = damage(tmp_path, 0.05)
     assert counts["damaged files"] >= 8

@@ -83,6 +83,7 @@ def flipped(top: Path, count: int) -> Counter[str]:
         return flip_bits(toy, count)
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_is_noticed_or_changes_nothing(tmp_path):
     assert flipped(tmp_path, 20)["noticed"] >= 5
 

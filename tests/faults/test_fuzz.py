@@ -23,6 +23,7 @@ def check(counts, inputs):
     assert len(counts.accepted) >= len(MAKERS)
 
 
+@pytest.mark.slow
 def test_two_thousand_inputs(tmp_path):
     check(in_own_process("tests.faults.fuzz", tmp_path, "--inputs", "2000"), 2000)
 

@@ -169,6 +169,7 @@ def faults(top: Path, many: dict[str, dict[str, int]]) -> Counter[str]:
     return commands.counts
 
 
+@pytest.mark.slow
 def test_what_is_killed_or_fails_is_completed_bit_for_bit_by_the_next_start(tmp_path):
     counts = faults(tmp_path, FEW)
     assert counts["kills"] == 9

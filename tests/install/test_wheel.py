@@ -55,6 +55,7 @@ def archives(tmp_path_factory) -> tuple[Path, Path]:
     return sdist, wheel
 
 
+@pytest.mark.slow
 def test_the_wheel_has_the_package_and_nothing_else(archives):
     sdist, wheel = archives
     names = set(zipfile.ZipFile(wheel).namelist())
@@ -77,6 +78,7 @@ def test_the_wheel_has_the_package_and_nothing_else(archives):
     assert in_clone | {"pyproject.toml", "README.md", "LICENSE"} <= packed
 
 
+@pytest.mark.slow
 def test_the_installed_command_runs_without_a_clone(archives, tmp_path):
     """The packages that jaxft needs are those of this environment; jaxft itself is the wheel's."""
     venv = tmp_path / "venv"

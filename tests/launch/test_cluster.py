@@ -231,6 +231,7 @@ def test_the_one_that_was_killed_is_named_to_all(alone):
     assert came == dict.fromkeys(range(4), KILLED)
 
 
+@pytest.mark.slow
 def test_a_parent_that_is_gone_is_named_to_the_others(alone):
     gone = End(1, None, "is gone with its parent")
     assert together(*of(alone, 3), ended=[gone]) == {0: gone, 2: gone}

@@ -103,6 +103,7 @@ def end_all(hosts, seconds=400):
 # ------------------------------------------------------------------------------ equal to one
 
 
+@pytest.mark.slow
 def test_one_that_is_killed_is_named_and_one_process_goes_on_as_if_alone(file, alone, tmp_path):
     run = tmp_path / "runs" / "tiny"
     hosts = launch_hosts(tmp_path, 2, "train", file, **QUICK)
@@ -269,6 +270,7 @@ def refused(tmp_path, *words, **differing):
     return said[0][0].partition(" differs from ")[2].partition(" in ")[2]
 
 
+@pytest.mark.slow
 def test_configs_that_differ_are_refused(file, tmp_path):
     before = content(tmp_path)
     said = refused(tmp_path, "train", file, "--quiet", last_words=["optimizer.lr=0.5"])

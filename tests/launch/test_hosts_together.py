@@ -38,6 +38,7 @@ def as_two(folder, *words):
     return hosts[0].said
 
 
+@pytest.mark.slow
 def test_two_processes_score_as_one(run, tmp_path, capsys):
     assert main(["eval", str(run)]) == 0
     alone = json.loads(capsys.readouterr().out)
@@ -72,6 +73,7 @@ def test_two_processes_export_as_one(run, tmp_path, capsys):
     assert [name for name in two if two[name] != alone[name]] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [

@@ -46,6 +46,7 @@ def assert_is_one_process(folder, capsys, *words, **variables):
         assert ours == pytest.approx(theirs, abs=2e-6)  # some are rounded to 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "how",
     [
@@ -95,6 +96,7 @@ def test_translations_are_written_and_scored(tmp_path, capsys):
     assert_is_one_process(tmp_path, capsys, "eval", run, "--split", "eval")
 
 
+@pytest.mark.slow
 def test_images_are_found(tmp_path, capsys):
     """Two processes embed again what one has."""
     test_contrastive.write_pictures(tmp_path)

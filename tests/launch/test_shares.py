@@ -207,6 +207,7 @@ def cached_rows(folder: Path) -> list[int]:
     return sorted(len(Ragged(file.parent)) for file in (folder / "data").glob(f"*/{DESCRIPTION}"))
 
 
+@pytest.mark.slow
 def test_two_hosts_train_as_one_each_with_its_share(config, tmp_path, monkeypatch):
     """The caches hold half of the training rows each, and all of the others; losses to 1e-6."""
     monkeypatch.setenv("JAXFT_CACHE", str(tmp_path / "alone"))

@@ -218,6 +218,7 @@ def test_what_another_made_is_left_alone(cloud):
     assert "was not made by this script" in script("create.sh", "theirs", "--type", "v6e-8", code=2)
 
 
+@pytest.mark.slow
 def test_all_workers_run_the_project_and_the_first_is_shown(cloud, tmp_path, monkeypatch):
     monkeypatch.setenv("TOKEN", "a secret")
     create(type="v5litepod-16")
@@ -235,6 +236,7 @@ def test_all_workers_run_the_project_and_the_first_is_shown(cloud, tmp_path, mon
     assert "run       through from step 0" in script("status.sh", "pod")
 
 
+@pytest.mark.slow
 def test_a_preempted_tpu_is_made_again_and_the_run_goes_on(cloud, tmp_path):
     create("pod", "--spot")
     kept = tmp_path / "kept"
@@ -304,6 +306,7 @@ def take_away_at(cloud, run, step):
     fake_gcloud.preempt(cloud, "pod", worker=2)
 
 
+@pytest.mark.slow
 def test_a_crash_is_started_again_so_many_times(cloud, tmp_path):
     create()
     kept = tmp_path / "kept"

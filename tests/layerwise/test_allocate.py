@@ -70,6 +70,7 @@ def run(tmp_path_factory):
     return config, jaxft.train(config, quiet=True)
 
 
+@pytest.mark.slow
 def test_a_run_has_the_ranks_of_its_choice_and_its_config_has_them(run):
     config, trained = run
     written = yaml.safe_load((trained.folder / "config.yaml").read_text())["adapter"]["ranks"]

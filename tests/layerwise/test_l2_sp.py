@@ -1,6 +1,7 @@
 """L2-SP in a run: what was pretrained stays nearer to where it began, what is new does not."""
 
 import numpy as np
+import pytest
 
 import jaxft
 from jaxft.engine.trained import open_trained
@@ -21,6 +22,7 @@ def config(folder, pull):
     )
 
 
+@pytest.mark.slow
 def test_a_run_stays_near_its_checkpoint(tmp_path):
     tiny_checkpoint(tmp_path / "checkpoint")
     tiny_reviews(tmp_path)

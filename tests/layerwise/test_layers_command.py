@@ -69,6 +69,7 @@ def measured(config):
     return setup, load_params(setup).params, list(training_batches(setup, BATCHES))
 
 
+@pytest.mark.slow
 def test_every_matrix_has_every_criterion(content, rows):
     assert len(rows) == 12
     assert set(content["criteria"]) == set(CRITERIA)

@@ -188,6 +188,7 @@ def last_loss(run):
     return [e["loss"] for e in read_events(run.folder) if e["kind"] == "eval"][-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moments", KINDS)
 def test_thirty_steps_are_those_of_float32_within_the_budget(runs, moments):
     (wide, config), (narrow, _) = runs["float32"], runs[moments]
@@ -201,6 +202,7 @@ def test_thirty_steps_are_those_of_float32_within_the_budget(runs, moments):
     assert last_loss(narrow) == pytest.approx(last_loss(wide), abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moments", KINDS)
 def test_a_resumed_run_is_the_run(runs, moments, tmp_path):
     goes_on_to_the_same_bits(*runs[moments], 11, tmp_path)

@@ -337,6 +337,7 @@ def end_state(run):
 FULL = pytest.mark.full
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [pytest.param(2, marks=FULL), 4, 6, pytest.param(8, marks=FULL)])
 def test_a_resumed_run_never_shows(whole, tmp_path, step):
     """Inside a phase, exactly at a boundary, and across one (the last save was before it)."""
@@ -352,6 +353,7 @@ def test_a_resumed_run_never_shows(whole, tmp_path, step):
     assert (resumed / "result.json").read_bytes() == (whole / "result.json").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_longer_run_whose_phases_move_away_from_its_state_is_refused(folder, tmp_path):
     phases = [{"until": "50%", "unfreeze": ["head/.*"]}, {"until": "100%"}]
     where = {"name": "tiny", "dir": str(tmp_path), "seed": {}}
@@ -411,6 +413,7 @@ def test_a_checkpoint_of_an_early_phase_is_a_whole_model(whole, tmp_path):
     assert sum(last[name].tobytes() != start[name].tobytes() for name in start) > 30
 
 
+@pytest.mark.slow
 def test_the_test_rows_are_scored_with_the_best_of_an_early_phase(folder, tmp_path):
     """The head alone does best, since what follows ruins it: the blocks are the starting ones."""
     phases = [{"until": 6, "unfreeze": ["head/.*"]}, {"until": "100%", "lr": 3.0}]
@@ -426,6 +429,7 @@ def test_the_test_rows_are_scored_with_the_best_of_an_early_phase(folder, tmp_pa
     assert score(run.folder)["metrics"] == pytest.approx(run.metrics, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_the_next_phase_is_compiled_ahead(folder):
     """The same program, ready at the boundary; none of it is compiled again there."""
     phases = [{"until": 4, "unfreeze": ["head/.*"]}, {"until": "100%", "unfreeze": "all"}]

@@ -40,6 +40,7 @@ def run(config):
     return jaxft.train(config, quiet=True)
 
 
+@pytest.mark.slow
 def test_what_is_scored_and_exported_is_the_average(run, config):
     trained, built = open_trained(run.folder, "last"), build(config)
     with open_checkpoints(trained.run, config, trained.task, read_only=True) as checkpoints:
@@ -63,6 +64,7 @@ def place(built, params):
     return jax.device_put(params, dict(built.shardings))
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_the_run_across_a_phase(run, config, tmp_path):
     goes_on_to_the_same_bits(run, config, 3, tmp_path)
 

@@ -74,6 +74,7 @@ def run(tmp_path_factory):
     return config, jaxft.train(config, quiet=True)
 
 
+@pytest.mark.slow
 def test_a_run_trains_the_choice_and_its_config_has_it(run):
     config, trained = run
     written = yaml.safe_load((trained.folder / "config.yaml").read_text())["groups"][0]

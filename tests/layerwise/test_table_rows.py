@@ -69,6 +69,7 @@ def lines(capsys, *words: str) -> list[dict]:
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
+@pytest.mark.slow
 def test_rows_are_trained_on_scored_and_predicted(config, capsys):
     assert main(["train", "c.yaml", "--quiet"]) == 0
     result = json.loads(Path("runs/tiny/result.json").read_text())

@@ -168,6 +168,7 @@ ALL = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model_type", "mesh"), ALL)
 def test_losses_and_gradients_are_those_of_one_device(model_type, mesh, checkpoints):
     """Packed rows; windows, soft caps and experts where the model has them."""
@@ -184,6 +185,7 @@ EXCHANGES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "model_type",
     [pytest.param(n, marks=() if n == "gemma2" else pytest.mark.full) for n in EXCHANGES],

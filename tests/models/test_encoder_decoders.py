@@ -108,6 +108,7 @@ def test_a_decoder_has_a_trunk_where_nothing_below_trains(pair):
     assert trunks(lowest[:1]) == (None, None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("upper", [0, 1])
 def test_starting_where_the_trunks_end_equals_the_whole(pair, upper):
     """A frozen encoder under the decoder, or under a part of it; with dropout above."""

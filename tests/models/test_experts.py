@@ -145,6 +145,7 @@ def on_mesh(pair: Pair, sizes) -> tuple[registry.Model, Compute]:
     return registry.load(pair.folder, sharding=sharding), Compute(mesh=mesh)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", MESHES.values(), ids=MESHES)
 def test_a_mesh_with_experts_computes_what_one_device_does(pair, sizes):
     """Outputs, the load-balancing loss among them, and gradients."""

@@ -347,6 +347,7 @@ def stream_and_slopes(tower: Tower, compute: Compute, length: int):
     return run(params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fields", "remat"), [(GEMMA, "full"), (MODERN, "none")], ids=["gemma2", "modernbert"]
 )

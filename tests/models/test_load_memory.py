@@ -13,6 +13,7 @@ from benchmarks import load
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stored", "dtype"),
     [

@@ -64,6 +64,7 @@ def test_its_product_is_the_truncated_decomposition():
     np.testing.assert_allclose(np.linalg.norm(b, axis=1), lengths, rtol=4e-3)
 
 
+@pytest.mark.slow
 def test_it_starts_as_the_checkpoint_and_moves_as_pefts(bert):
     """The sum of both products moves alike; each column's sign is free."""
     model = jaxft.load(bert.folder, adapter=Adapter(2, 4.0, principal=True))
@@ -99,6 +100,7 @@ def run(folder):
     return train(config_of(folder), quiet=True)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_holds_both_matrices_and_not_their_starts(run):
     trained = open_trained(run.folder)
     with open_checkpoints(
@@ -110,6 +112,7 @@ def test_a_checkpoint_holds_both_matrices_and_not_their_starts(run):
     assert not leaves & {"start_a", "start_b"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["f32", "bf16"])
 def test_what_did_not_move_leaves_the_kernel_as_it_was(folder, precision):
     config = config_of(folder, 2, precision, run={"name": precision, "dir": str(folder / "still")})
@@ -122,6 +125,7 @@ def test_what_did_not_move_leaves_the_kernel_as_it_was(folder, precision):
     np.testing.assert_allclose(exported.params[name], before.params[name], atol=1e-7)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_the_run(run, folder):
     half = config_of(folder, 2, run={"name": "half", "dir": str(folder / "runs")})
     train(half, quiet=True)

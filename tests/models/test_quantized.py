@@ -180,6 +180,7 @@ def test_frozen_kernels_of_blocks_are_stored_so_and_nothing_else(config):
     assert held(frozen[KERNEL]) == 32 * 64 // 2 + 4 * 64
 
 
+@pytest.mark.slow
 def test_the_base_of_a_run_has_the_checkpoints_own_weights(run, config):
     source = load_file(f"{config.model.checkpoint}/model.safetensors")
     base = load_file(run.folder / "base" / "model.safetensors")
@@ -199,10 +200,12 @@ def test_an_export_merges_into_the_checkpoints_own_weights(run, config):
     assert score(run.folder)["metrics"]["loss"] == pytest.approx(run.metrics["loss"], abs=0.02)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_the_run(run, config, tmp_path):
     goes_on_to_the_same_bits(run, config, 3, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_cut_run_is_the_run(run, config):
     """On 2 x 2 x 2 devices and on 4 x 2, within what another order of sums makes of it."""
     cut = config.dump()

@@ -101,6 +101,7 @@ def test_images_of_another_size(detector):
         np.testing.assert_allclose(ours, theirs, atol=2e-5, rtol=2e-5)
 
 
+@pytest.mark.slow
 def test_training_with_groups_has_pytorchs_loss_and_gradients(detector):
     """Every group proposes, is matched and learns; the losses are those of every block."""
     detector.torch.train().zero_grad()

@@ -105,6 +105,7 @@ def test_a_chunks_keys_are_scored_some_at_a_time(monkeypatch):
     assert_is_one_devices(ring(**MESHES["2 x 4"]), **SEEN["wide window"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seen", shown("wide window"))
 def test_chunks_by_splash_are_those_by_xla(seen, monkeypatch):
     """Interpreted, in chunks of 128 and of 256, windows of less than a chunk and of more."""

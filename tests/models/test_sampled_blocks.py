@@ -115,6 +115,7 @@ def test_products_of_linear_maps_chosen_one_by_one_have_their_names(bert):
         assert f"name[name={name}]" in text
 
 
+@pytest.mark.slow
 def test_executed_flops_of_linear_maps_are_those_of_what_trains(bert):
     program = Program(bert, BATCH, MAPS, True)
     compute, trained, fixed = program.ordinary(Compute())

@@ -107,6 +107,7 @@ def test_twenty_prompts_have_transformers_tokens(theirs, sources, flan_t5, beams
         assert new == written_by(theirs, source, eos_token_id=1, **asked), prompt
 
 
+@pytest.mark.slow
 def test_the_command_translates(flan_t5, capsys):
     assert main(["predict", str(flan_t5), GERMAN, "--max-new-tokens", "8"]) == 0
     answer = json.loads(capsys.readouterr().out)

@@ -77,6 +77,7 @@ def test_rows_are_the_tables_own(tmp_path, kind, head, tables):
         np.testing.assert_array_equal(rest, np.delete(before, IDS, along))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tied", [True, False])
 def test_their_gradient_is_that_of_the_tables_rows(tmp_path, monkeypatch, tied):
     """Also where scores are computed for pieces of the vocabulary, as those of a large one are."""
@@ -184,6 +185,7 @@ def config_of(folder, steps=4, **adapter):
     )
 
 
+@pytest.mark.slow
 def test_a_run_moves_these_rows_and_no_other(tmp_path):
     run = train(config_of(tmp_path, 2), quiet=True)
     resumed = train(config_of(tmp_path), resume=True, quiet=True)
@@ -198,6 +200,7 @@ def test_a_run_moves_these_rows_and_no_other(tmp_path):
     assert set(np.flatnonzero(differ)) == {2, tokens["[SEP]"]}
 
 
+@pytest.mark.slow
 def test_a_grown_vocabulary_is_no_adapter(tmp_path, capsys):
     """PEFT writes rows into the table of the base model, which has none for the new tokens."""
     config = config_of(tmp_path, 1, trainable_tokens=["<new>"])

@@ -68,6 +68,7 @@ def twin_of(built, folder):
     return twin, model.params
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ROWS)
 def test_the_same_weights_have_the_same_loss_and_score(kind, tmp_path):
     built = build(CONFIGS[kind](tmp_path))
@@ -83,6 +84,7 @@ def test_the_same_weights_have_the_same_loss_and_score(kind, tmp_path):
     assert twin.score("train") == pytest.approx(found[metric], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_the_same_batches_give_the_same_losses(tmp_path):
     length = {"length": "6 steps", "evaluate_every": "6 steps", "log_every": 1}
     config = tiny_image_config(tmp_path, train=length)

@@ -93,6 +93,7 @@ def test_scan_equals_unrolled(pair, frozen):
     assert_scan_equals_unrolled(pair, "full", frozen)
 
 
+@pytest.mark.slow
 def test_eight_devices_compute_what_one_does(pair):
     both = assert_eight_devices_compute_what_one_does(pair, *on_eight_devices(pair))
     np.testing.assert_allclose(*(outputs["logits"] for outputs in both), atol=1e-5)

@@ -25,6 +25,7 @@ def stream(folder, pixels, **options) -> np.ndarray:
     return np.asarray(model(pixel_values=pixels)["last_hidden_state"])
 
 
+@pytest.mark.slow
 def test_the_folders_hold_what_they_say(vits, dinov2):
     vit, dino = registry.describe(str(vits)), registry.describe(str(dinov2))
     assert vit.report.new == ("pooler/bias", "pooler/kernel")

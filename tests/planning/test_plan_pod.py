@@ -33,6 +33,7 @@ def test_without_the_compiler_it_says_how_to_get_it(monkeypatch, tmp_path):
     assert "pip install" in str(raised.value)
 
 
+@pytest.mark.slow
 @by_libtpu
 def test_a_mesh_that_does_not_multiply_out_is_refused(tmp_path):
     """What the compiling process refuses is a sentence here too."""
@@ -41,6 +42,7 @@ def test_a_mesh_that_does_not_multiply_out_is_refused(tmp_path):
         plan_on(config, topology=SLICE)
 
 
+@pytest.mark.slow
 @by_libtpu
 @pytest.mark.parametrize("name", GENERATIONS)
 def test_each_generation_has_a_plan(name, tmp_path):

@@ -565,6 +565,7 @@ def test_kill_in_the_middle_of_a_save(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["1", "2"]
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_sentence_and_the_last_checkpoint_stays(tmp_path):
     body = """
         resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, resource.RLIM_INFINITY))

@@ -139,6 +139,7 @@ def diary(run):
 # ------------------------------------------------------------------------------ kill and signals
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kills",
     [
@@ -167,6 +168,7 @@ def test_killed_at_random_moments_it_ends_bit_for_bit_the_same(kills, file, undi
     assert_same_run(run, undisturbed)
 
 
+@pytest.mark.slow
 def test_signals_save_and_end_and_it_goes_on_the_same(file, stopped, undisturbed, tmp_path):
     shutil.copytree(stopped.parent, tmp_path / "runs")
     run = tmp_path / "runs" / "tiny"
@@ -197,6 +199,7 @@ def test_signals_save_and_end_and_it_goes_on_the_same(file, stopped, undisturbed
 # --------------------------------------------------------------- another mesh, damage, other keys
 
 
+@pytest.mark.slow
 def test_on_another_mesh_it_goes_on_with_the_same_batches(file, stopped, undisturbed, tmp_path):
     shutil.copytree(stopped.parent, tmp_path / "runs")
     run = tmp_path / "runs" / "tiny"
@@ -303,6 +306,7 @@ def test_a_finished_run_can_be_made_longer_and_both_rates_are_recorded(file, und
     assert "5e-4 after" not in (export(run, tmp_path / "at60", STEPS) / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_run_whose_checkpoint_is_gone_goes_on_from_its_own_copy(
     file, stopped, undisturbed, config, tmp_path
 ):

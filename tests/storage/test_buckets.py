@@ -87,6 +87,7 @@ def diary(text):
     return [[event["step"], event.get("loss"), event.get("accuracy")] for event in said]
 
 
+@pytest.mark.slow
 def test_a_run_in_a_bucket_is_the_run_of_a_folder(server, local, trained):
     run = local / "runs" / "tiny"
     there = {name.removeprefix("runs/tiny/") for name in trained if name.startswith("runs/tiny/")}
@@ -103,6 +104,7 @@ def test_a_run_in_a_bucket_is_the_run_of_a_folder(server, local, trained):
     assert diary(told) == diary((run / "metrics.jsonl").read_text())
 
 
+@pytest.mark.slow
 def test_it_goes_on_from_its_last_checkpoint(server, config, trained):
     names, result = server.objects[BUCKET], read(server, "result.json")
     told = diary(names["runs/tiny/metrics.jsonl"][0].decode())
@@ -115,6 +117,7 @@ def test_it_goes_on_from_its_last_checkpoint(server, config, trained):
     assert len(read(server, "run.json")["resumed"]) == 1
 
 
+@pytest.mark.slow
 def test_it_is_scored_asked_exported_and_shown(server, local, trained, capsys):
     words = "a witty and lovely film"
     assert main(["predict", str(local / "runs" / "tiny"), words, "--json"]) == 0
@@ -135,6 +138,7 @@ def test_it_is_scored_asked_exported_and_shown(server, local, trained, capsys):
     assert b"</html>" in server.objects[BUCKET]["runs/tiny/report.html"][0]
 
 
+@pytest.mark.slow
 def test_it_is_replaced_only_when_asked(server, config, trained, capsys):
     assert main(["train", config]) == 2
     assert f"{RUN} already holds a run. Add --resume" in capsys.readouterr().err
@@ -256,6 +260,7 @@ def test_a_config_in_a_run_names_the_bucket(server, trained):
     assert written["run"]["dir"] == f"gs://{BUCKET}/runs"
 
 
+@pytest.mark.slow
 def test_a_study_lies_in_a_bucket_as_in_a_folder_and_goes_on_there(server, config, capsys):
     varied = ["--vary", "optimizer.lr=1e-3,1e-4", "--name", "study"]
     assert main(["study", config, *varied]) == 0

@@ -77,6 +77,7 @@ def test_all_seeds_of_the_best_settings_go_on(config):
     assert [one.index for one in survivors(members, [result(scores)], rungs)] == [0, 1]
 
 
+@pytest.mark.slow
 def test_each_rung_trains_the_best_half_of_the_one_before(whole, halved):
     parts = halved.about["parts"]
     assert [(one["first"], one["steps"], len(one["members"])) for one in parts] == [
@@ -103,6 +104,7 @@ class KilledError(Exception):
     """What ends a study in the middle."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("halve", "killed_at", "again"),
     [(None, 5, [5, 6, 7, 8]), (2, 3, [3, 4, 5, 6, 7, 8]), (2, 7, [7, 8])],
@@ -159,6 +161,7 @@ def test_what_cannot_be_halved(config, tmp_path, capsys, words, sentence):
     assert not (tmp_path / "tiny-study").exists()
 
 
+@pytest.mark.slow
 def test_a_rung_in_which_every_member_diverges_is_the_last(config, tmp_path):
     config = override_config(config, [f"run.dir={tmp_path}", "train.max_bad_steps=1"])
     ended = study(config, {"optimizer.lr": [1e36, 2e36, 3e36, 4e36]}, halve=2, quiet=True)

@@ -42,6 +42,7 @@ def alone(config):
     return np.stack([solo(setup, None, STEPS)[0] for setup in setups], axis=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("groups", "mesh"),
     [(8, []), (4, ["mesh.data=2"]), (2, ["mesh.data=1", "mesh.fsdp=2", "mesh.tensor=2"])],
@@ -78,6 +79,7 @@ def test_devices_of_members_that_stopped_go_to_the_rest(config):
     assert respread(odd, 1) is odd, "8 replicas have no row each"
 
 
+@pytest.mark.slow
 def test_a_halved_study_side_by_side_is_one_in_turn(config):
     """The survivors of the first rung, two of four, have twice the devices."""
     config = override_config(config, ["train.length=8", "train.evaluate_every=2"])
@@ -106,6 +108,7 @@ def test_shares_that_do_not_divide(config, tmp_path, capsys, words, sentence):
     assert sentence in error
 
 
+@pytest.mark.slow
 def test_two_processes_study_as_one(config, tmp_path):
     """Half of the members on each, with halving; only the first writes."""
     config = override_config(config, ["train.length=8", "train.evaluate_every=2"])

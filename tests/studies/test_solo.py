@@ -38,6 +38,7 @@ def study(config):
     return jaxft.study(config, METHODS, quiet=True)
 
 
+@pytest.mark.slow
 def test_a_sampled_member_is_ranked_beside_those_of_a_program(study):
     about = study.about
     assert [part["members"] for part in about["parts"]] == [[0, 1], [2], [3]]
@@ -71,6 +72,7 @@ def losses(events, **of):
     return [(e["kind"], e["step"], e["loss"]) for e in own]
 
 
+@pytest.mark.slow
 def test_a_killed_member_goes_on_from_its_own_checkpoint(study, config, monkeypatch):
     vary, started = {"sampling": [LISA]}, []
     config = override_config(config, ["optimizer.lr=1e-3"])

@@ -197,6 +197,7 @@ def test_new_leaves_of_another_seed_are_those_of_a_run(config):
     assert set(start.own) == {"head/kernel", "head/bias"}
 
 
+@pytest.mark.slow
 def test_phases_move_every_member_as_they_move_a_run(config):
     """A probe of the head, then all: its trunk ends where nothing has trained yet."""
     phases = "phases=[{until: 4, unfreeze: ['head/.*'], lr: 1e-2}, {until: 100%, depth: [2, 3]}]"
@@ -215,6 +216,7 @@ def test_phases_move_every_member_as_they_move_a_run(config):
     assert not shares_trunk(*running, frozenset({"blocks/0/mlp/up/kernel"}))
 
 
+@pytest.mark.slow
 def test_drift_over_quantized_kernels(tmp_path):
     adapter = {"kind": "lora", "rank": 2, "quantize": "nf4"}
     quantized = tiny_config(tmp_path, groups=[], adapter=adapter, train={"length": 1})

@@ -19,6 +19,7 @@ FROZEN = {"name": "trunk", "depth": [0, 0], "freeze": True}
 HEAD = {"name": "head", "match": "head/.*", "lr_mult": 5, "weight_decay": 0.0}
 
 
+@pytest.mark.slow
 def test_what_it_writes_has_the_rates_that_it_learned(tmp_path, capsys):
     still = {"name": "still", "match": "blocks/0/.*", "lr_mult": 0}
     config = tiny_config(tmp_path, groups=[HEAD, FROZEN, still], layer_decay={"rate": 0.8})

@@ -114,6 +114,7 @@ def lines_of(run) -> list[dict]:
     return lines_in(run.folder / "predictions-eval.jsonl")
 
 
+@pytest.mark.slow
 def test_it_learns_to_say_the_colour(run):
     """Above a frozen encoder, whose output is kept: no image is read in a step."""
     evals = [e for e in lines_in(run.folder / "metrics.jsonl") if e["kind"] == "eval"]
@@ -157,6 +158,7 @@ def test_a_target_is_moved_on_by_one_behind_the_first_token(folder):
     assert "pixel_values" not in examples.without({"pixel_values"}).collate(np.array([[1]]), 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("beams", [1, 3])
 def test_the_command_captions_an_image_and_a_folder(run, folder, tmp_path, capsys, beams):
     """Also one in another mode: CMYK, a palette, 16 bits a pixel."""

@@ -126,6 +126,7 @@ def test_what_cannot_be_learned_from_is_a_sentence(model, tmp_path):
         examples_of(CHAT, ROWS, registry.load(str(bare)))
 
 
+@pytest.mark.slow
 def test_a_run_learns_to_answer_and_is_handed_back(checkpoint, tmp_path, capsys):
     for name, rows in (("train", ROWS * 3), ("test", ROWS)):
         lines = "".join(json.dumps(row) + "\n" for row in rows)

@@ -258,6 +258,7 @@ def test_a_batch_is_images_and_their_texts(folder):
 
 
 # -------------------------------------------------------------------------------------- a whole run
+@pytest.mark.slow
 def test_a_run_is_scored_by_recall(run, folder):
     assert set(run.metrics) == set(Contrastive.metrics)
     lines = (run.folder / "predictions-test.jsonl").read_text().splitlines()

@@ -33,6 +33,7 @@ def write_photos(folder) -> None:
         csv.writer(file).writerows([head, *rows])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("match", [pytest.param("box", marks=pytest.mark.full), "place"])
 def test_two_steps_of_the_command(match, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(task, "SURE", 1.01)  # no box of the evaluation is sure

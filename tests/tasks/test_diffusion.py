@@ -105,6 +105,7 @@ def by_class(tmp_path_factory, latents, pictures, cache):  # noqa: F811 the fixt
     return jaxft.train(config, quiet=True)
 
 
+@pytest.mark.slow
 def test_a_run_by_class_scores_samples_and_exports_a_pipeline(by_class, latents, tmp_path):
     assert by_class.metrics["loss"] > 0
     assert by_class.metrics["frechet_distance"] > 0
@@ -143,6 +144,7 @@ def test_what_other_commands_say_of_a_pipeline(latents, pictures, tmp_path, caps
     assert "trains diffusion" in said
 
 
+@pytest.mark.slow
 def test_layers_of_a_u_net_are_not_measured(stable, prompts, tmp_path, capsys):
     config = tmp_path / "config.yaml"
     dumped = config_of(tmp_path, stable, f"jsonl:{prompts}", task={"text": "text"}).dump()
@@ -321,6 +323,7 @@ def test_states_of_prompts_are_the_text_towers(stable, prompts, tmp_path):
         np.testing.assert_allclose(ours, theirs.numpy(), atol=2e-5)
 
 
+@pytest.mark.slow
 def test_a_lora_is_read_by_diffusers_and_gives_the_same_image(stable, prompts, tmp_path):
     config = config_of(
         tmp_path,

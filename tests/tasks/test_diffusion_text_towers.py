@@ -84,6 +84,7 @@ def test_prompts_are_read_as_diffusers_reads_them(pipeline, prompts, tmp_path):
         assert batch["time_ids"].tolist() == [[16, 16, 0, 0, 16, 16]] * 3
 
 
+@pytest.mark.slow
 def test_a_lora_gives_diffusers_the_same_image(pipeline, prompts, tmp_path, capsys):
     folder, read = pipeline
     theirs = read(folder)

@@ -213,6 +213,7 @@ def test_the_lower_blocks_of_a_checkpoint_are_a_student(tmp_path):
         np.testing.assert_array_equal(value, full.params[name])
 
 
+@pytest.mark.slow
 def test_a_run_follows_its_teacher_and_is_handed_back(tmp_path, monkeypatch):
     """Against the labels, of which half are "0": this teacher says "1" of every text."""
     calls = count_passes(monkeypatch)

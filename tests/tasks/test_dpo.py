@@ -247,6 +247,7 @@ def test_rejected_answers_are_sampled_from_rows_of_other_prompts(model):
         bound.examples(given_rows(rows[:2]))
 
 
+@pytest.mark.slow
 def test_a_run_learns_the_preferences_and_is_handed_back(folders, tmp_path, monkeypatch):
     calls = count_passes(monkeypatch)
     lines = "".join(json.dumps(row) + "\n" for row in ROWS)

@@ -200,6 +200,7 @@ def test_scores_of_a_cross_encoder_teach_the_order_of_candidates(model):
         examples_of(rows, model, negative="negative", teacher_scores=columns)
 
 
+@pytest.mark.slow
 def test_the_texts_of_eval_pairs_lie_nearer_after_training(run):
     before, after = (
         json.loads((run.folder / f"embeddings-{when}.json").read_text())

@@ -83,6 +83,7 @@ def lines_of(run) -> list[dict]:
     return lines_in(run.folder / "predictions-eval.jsonl")
 
 
+@pytest.mark.slow
 def test_it_learns_to_say_the_colour(run):
     """Above a frozen image tower, whose output is kept: no image is read in a step."""
     evals = [e for e in lines_in(run.folder / "metrics.jsonl") if e["kind"] == "eval"]

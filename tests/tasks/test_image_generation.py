@@ -116,6 +116,7 @@ def test_the_likeliest_pixels_are_those_of_transformers(checkpoint):
     np.testing.assert_array_equal(draw(checkpoint, begun), expected)
 
 
+@pytest.mark.slow
 def test_an_image_is_drawn_alike_in_any_batch(checkpoint):
     keys = jax.vmap(lambda n: jax.random.fold_in(jax.random.key(3), n))(jnp.arange(4))
     begun = np.full((4, 1), GREYS, np.int32)
@@ -174,6 +175,7 @@ def test_a_class_that_is_known_keeps_its_word(checkpoint, tmp_path):
 # -------------------------------------------------------------------------------------- a run
 
 
+@pytest.mark.slow
 def test_bits_are_those_of_what_transformers_says(run, pictures):
     """Of the export, on each test image, by the files beside it."""
     folder = export(run.folder)
@@ -416,6 +418,7 @@ def test_a_training_that_fails_is_told(tmp_path):
         demo_pretrain.jaxft("train", "nowhere.yaml")
 
 
+@pytest.mark.slow
 def test_it_learns_to_classify(checkpoint, pictures, tmp_path):
     """Its rows of colours under a head of three classes, by the true command."""
     config = {

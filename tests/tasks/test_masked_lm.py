@@ -325,6 +325,7 @@ def test_layouts_change_no_score(config, layout):
     assert scores(config, layout) == pytest.approx(alone, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_a_run_learns_and_goes_on_to_the_same_bits(run, config, tmp_path):
     told = {
         e["split"]: e for e in read_events(run.folder) if e["kind"] == "eval" and e["step"] == 0

@@ -58,6 +58,7 @@ class PatchCamelyon(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             )
 
 
+@pytest.mark.slow
 def test_the_recipe_runs_and_scores_auroc(tmp_path, monkeypatch, capsys):
     tfds.disable_progress_bar()
     with redirect_stdout(io.StringIO()):

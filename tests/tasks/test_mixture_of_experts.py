@@ -80,6 +80,7 @@ def test_the_loss_and_its_gradient_are_transformers_with_that_of_the_routers(che
     assert distance <= 1e-4 * np.linalg.norm(kernel)
 
 
+@pytest.mark.slow
 def test_a_run_on_a_mesh_with_experts_is_that_of_one_device_and_is_handed_back(
     checkpoint, tmp_path
 ):

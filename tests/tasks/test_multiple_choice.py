@@ -108,6 +108,7 @@ def test_labels_are_numbers_or_letters(label, number):
         read_label(row, Section(**TASK))
 
 
+@pytest.mark.slow
 def test_a_run_learns_to_choose_and_predicts_as_its_export(run, capsys):
     assert run.metrics["accuracy"] > 0.5
     written = (run.folder / "predictions-eval.jsonl").read_text().splitlines()

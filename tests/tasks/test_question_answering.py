@@ -241,6 +241,7 @@ def test_no_answer_is_given_where_every_window_prefers_it(model):
 # --------------------------------------------------------------------------- a run
 
 
+@pytest.mark.slow
 def test_a_runs_lines_are_of_questions_and_the_page_shows_them(run):
     written = (run.folder / "predictions-eval.jsonl").read_text().splitlines()
     lines = [json.loads(line) for line in written]

@@ -255,6 +255,7 @@ def test_rows_that_rank_nothing_are_one_sentence(model):
 # --------------------------------------------------------------------------- a run
 
 
+@pytest.mark.slow
 def test_a_run_learns_and_its_lines_are_of_queries(run):
     written = (run.folder / "predictions-eval.jsonl").read_text().splitlines()
     lines = [json.loads(line) for line in written]

@@ -22,6 +22,7 @@ def train(folder, **sections) -> int:
     return main(["train", str(folder / "segment.yaml"), "--quiet"])
 
 
+@pytest.mark.slow
 def test_two_steps_of_the_command(tmp_path, capsys):
     augment = {"crop": [0.5, 1.0], "flip": 0.5, "color": 0.3}
     assert train(tmp_path, task={"kind": "semantic_segmentation", "augment": augment}) == 0

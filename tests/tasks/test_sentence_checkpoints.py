@@ -277,6 +277,7 @@ def run(tmp_path_factory, cache):  # noqa: F811 the fixture above
     return jaxft.train(config, quiet=True)
 
 
+@pytest.mark.slow
 def test_dense_modules_train_as_a_head_and_are_exported(run, tmp_path, capsys):
     trained = open_trained(run.folder)
     assert trained.table.trainable == ("head/dense_0/bias", "head/dense_0/kernel")

@@ -78,6 +78,7 @@ def lines_of(run) -> list[dict]:
     return lines_in(run.folder / "predictions-eval.jsonl")
 
 
+@pytest.mark.slow
 def test_it_learns_to_translate(run):
     evals = [e for e in lines_in(run.folder / "metrics.jsonl") if e["kind"] == "eval"]
     first, last = evals[0], evals[-1]

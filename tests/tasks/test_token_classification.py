@@ -364,6 +364,7 @@ def test_layouts_change_no_score(config, layout):
     assert scores(config, layout) == pytest.approx(alone, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_a_run_learns_and_goes_on_to_the_same_bits(run, config, tmp_path):
     assert run.metrics["f1"] > 0.6  # where every word is outside, it is 0
     assert {"loss", "accuracy", "precision", "recall", "f1/good", "f1/bad"} < set(run.metrics)

@@ -254,6 +254,7 @@ def growing_config(folder, **train):
     )
 
 
+@pytest.mark.slow
 def test_a_run_with_growing_batches_reads_each_example_once_and_goes_on(tmp_path, monkeypatch):
     scale = property(lambda self: 12.0 if self._steps > 1 else None)
     monkeypatch.setattr(NoiseScale, "scale", scale)

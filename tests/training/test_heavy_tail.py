@@ -82,6 +82,7 @@ def events(run, kind):
     return [event for event in map(json.loads, lines) if event["kind"] == kind]
 
 
+@pytest.mark.slow
 def test_rates_follow_the_spectra_of_the_weights(whole):
     measured = events(whole, "multipliers")
     assert [event["step"] for event in measured] == [0, 5, 10]
@@ -95,6 +96,7 @@ def test_rates_follow_the_spectra_of_the_weights(whole):
         assert measured[2]["multipliers"][name] == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_goes_on_with_the_same_bits(whole, tmp_path):
     run = tmp_path / "tiny"
     shutil.copytree(whole, run)

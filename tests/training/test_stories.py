@@ -55,6 +55,7 @@ def exported(run, tmp_path_factory):
 # -------------------------------------------------------------------------------------------- plan
 
 
+@pytest.mark.slow
 def test_a_plan_is_what_the_run_then_writes(config, run, tmp_path, capsys):
     file = write_config(config, tmp_path / "tiny.yaml")
     before = content(run.folder)
@@ -214,6 +215,7 @@ def test_predict_says_what_transformers_says_of_the_export(run, exported, capsys
     assert all("cut" not in line for line in said)
 
 
+@pytest.mark.slow
 def test_predict_takes_more_than_a_batch_from_standard_input(run, capsys, monkeypatch):
     lines = "".join(f"a film {'warm ' * (number % 9)}\n" for number in range(70))
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(lines.encode())))

@@ -231,6 +231,7 @@ def test_from_python(tmp_path, capfd):
 # -------------------------------------------------------------------------- where it stops, and why
 
 
+@pytest.mark.slow
 def test_steps_that_are_not_finite_stop_the_run_and_harm_no_checkpoint(tmp_path, capsys):
     config = tiny_config(
         tmp_path, train=steps(4, evaluate_every="4 steps"), checkpoint={"every": 2}
@@ -297,6 +298,7 @@ def spoil(path, name, value):
     save_file(tensors, path, {"format": "pt"})
 
 
+@pytest.mark.slow
 def test_patience_stops_early_and_the_best_is_kept_though_it_is_not_the_last(tmp_path, capsys):
     config = tiny_config(
         tmp_path,
@@ -319,6 +321,7 @@ def test_patience_stops_early_and_the_best_is_kept_though_it_is_not_the_last(tmp
     assert run_json(run)["best_metric"] == "loss"
 
 
+@pytest.mark.slow
 def test_an_average_is_what_is_scored_and_training_does_not_notice(tmp_path):
     plain = jaxft.train(tiny_config(tmp_path / "plain", train=steps(4)), quiet=True).folder
     config = tiny_config(tmp_path / "ema", train=steps(4, ema=0.9))
@@ -338,6 +341,7 @@ def test_an_average_is_what_is_scored_and_training_does_not_notice(tmp_path):
 # ------------------------------------------------------------------------------ runs that are there
 
 
+@pytest.mark.slow
 def test_a_run_that_is_there_is_replaced_only_when_asked(tmp_path, capsys):
     config = tiny_config(tmp_path, train=steps(2))
     file = write_config(config, tmp_path / "tiny.yaml")
@@ -356,6 +360,7 @@ def test_a_run_that_is_there_is_replaced_only_when_asked(tmp_path, capsys):
     assert yaml.safe_load((run / "config.yaml").read_text())["optimizer"]["lr"] == 1e-4
 
 
+@pytest.mark.slow
 def test_what_a_replaced_run_was_stays_until_the_new_one_is_saved(tmp_path):
     config = tiny_config(tmp_path, train=steps(2))
     jaxft.train(config, quiet=True)

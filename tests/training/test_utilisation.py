@@ -60,6 +60,7 @@ def told(tmp_path_factory):
     return folder / "runs" / "tiny", build(config), order
 
 
+@pytest.mark.slow
 def test_model_flops_are_those_of_the_phase_and_mfu_their_share_of_all_chips(told):
     run, built, _ = told
     batch = batch_shapes(built)
@@ -91,6 +92,7 @@ def test_the_page_tells_it_too(told):
     assert "Model FLOPs utilization" in [figure["title"] for figure in figures([run])]
 
 
+@pytest.mark.slow
 def test_a_batch_is_on_its_way_before_the_step_before_it_is_waited_for(told):
     order = told[2]
     steps = [n for n, what in enumerate(order) if what == "placed"]

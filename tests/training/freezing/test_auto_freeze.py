@@ -85,6 +85,7 @@ def freezes(run):
     return [(e["step"], e["depth"]) for e in lines if e["kind"] == "freeze"]
 
 
+@pytest.mark.slow
 def test_a_run_stops_its_lowest_layers(whole):
     found = freezes(whole)
     assert found
@@ -101,6 +102,7 @@ def test_a_run_stops_its_lowest_layers(whole):
         assert alike is stopped or name.startswith("embeddings"), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [8, 10])
 def test_a_resumed_run_decides_the_same(whole, tmp_path, step):
     run = tmp_path / "tiny"

@@ -84,6 +84,7 @@ def params_at(run, step):
         return {n: np.asarray(v).tobytes() for n, v in checkpoints.load_params(step).items()}
 
 
+@pytest.mark.slow
 def test_a_run_stops_its_linear_maps(whole):
     first, *_ = events_of(whole, "freeze")
     assert first["step"] == 3

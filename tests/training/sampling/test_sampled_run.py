@@ -103,6 +103,7 @@ def plain_loop(config: Config, chosen: list[list[str]], ends: bool) -> dict[str,
     return params
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sampling", "ends"),
     [
@@ -127,6 +128,7 @@ def test_parameters_are_those_of_a_plain_loop(sampling, ends, checkpoint, tmp_pa
         np.testing.assert_allclose(actual[name], value, rtol=0, atol=1e-6, err_msg=name)
 
 
+@pytest.mark.slow
 def test_linear_maps_have_their_own_rates_and_norms(checkpoint, tmp_path):
     """Sampled maps of several blocks stand in another order in the program than in the model."""
     sampling = {"method": "misa", "blocks": 1, "every": 1}
@@ -156,6 +158,7 @@ def test_linear_maps_have_their_own_rates_and_norms(checkpoint, tmp_path):
 ADAM = {"name": "adamw", "lr": 1e-3}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sampling",
     [
@@ -182,6 +185,7 @@ def test_a_run_stopped_in_a_period_goes_on_bit_for_bit(sampling, checkpoint, tmp
         np.testing.assert_array_equal(actual[name], value, err_msg=name)
 
 
+@pytest.mark.slow
 def test_a_longer_run_whose_periods_move_is_refused(checkpoint, tmp_path):
     sampling = {"method": "badam", "every": "25%"}
     short, longer = (
@@ -196,6 +200,7 @@ def test_a_longer_run_whose_periods_move_is_refused(checkpoint, tmp_path):
         train(longer, resume=True, quiet=True)
 
 
+@pytest.mark.slow
 def test_kept_moments_differ_from_fresh_ones(checkpoint, tmp_path):
     ends = []
     for moments in ("reset", "keep"):
@@ -207,6 +212,7 @@ def test_kept_moments_differ_from_fresh_ones(checkpoint, tmp_path):
     assert np.abs(ends[0][first_period] - ends[1][first_period]).max() > 1e-5
 
 
+@pytest.mark.slow
 def test_another_choice_compiles_nothing(checkpoint, tmp_path, caplog):
     """Of two runs, the one with ten times the periods compiles as many programs."""
     compiled = []
