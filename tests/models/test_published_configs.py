@@ -148,6 +148,67 @@ FILES = {
         "interpolate_offset": 0.0,
         "reshape_hidden_states": True,
     },
+    "llava-hf's LLaVA 1.5": {
+        "model_type": "llava",
+        "architectures": ["LlavaForConditionalGeneration"],
+        "ignore_index": -100,
+        "image_token_index": 98,
+        "pad_token_id": 1,
+        "projector_hidden_act": "gelu",
+        "text_config": {
+            "_name_or_path": "lmsys/vicuna-7b-v1.5",
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "rms_norm_eps": 1e-05,
+            "torch_dtype": "float16",
+            **ENCODER,
+        },
+        "torch_dtype": "float16",
+        "vision_config": {
+            "model_type": "clip_vision_model",
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_attention_heads": 2,
+            "num_hidden_layers": 2,
+            "image_size": 28,
+            "patch_size": 14,
+            "projection_dim": 768,
+            "vocab_size": 32000,
+        },
+        "vision_feature_layer": -2,
+        "vision_feature_select_strategy": "default",
+        "vocab_size": 99,
+    },
+    "llava-hf's LLaVA of a SigLIP and a Qwen 2": {
+        "model_type": "llava",
+        "architectures": ["LlavaForConditionalGeneration"],
+        "ignore_index": -100,
+        "image_seq_length": 4,
+        "image_token_index": 98,
+        "projector_hidden_act": "gelu",
+        "text_config": {
+            "model_type": "qwen2",
+            "max_window_layers": 21,
+            "num_key_value_heads": 2,
+            "sliding_window": 32_768,
+            "tie_word_embeddings": True,
+            **ENCODER,
+        },
+        "vision_config": {
+            "model_type": "siglip_vision_model",
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_attention_heads": 2,
+            "num_hidden_layers": 2,
+            "image_size": 28,
+            "patch_size": 14,
+            "projection_dim": 2048,
+            "vision_use_head": False,
+            "vocab_size": 32_000,
+        },
+        "vision_feature_layer": -1,
+        "vision_feature_select_strategy": "full",
+    },
     "google's PaliGemma 2": {
         "model_type": "paligemma",
         "architectures": ["PaliGemmaForConditionalGeneration"],
@@ -197,7 +258,8 @@ def test_heads_that_are_left_out_are_no_such_field(tmp_path):
         describe(tmp_path, LoadOptions(), weights=False)
 
 
-# The parts of google/gemma-3-4b-it, google/paligemma-3b-pt-224 and HuggingFaceTB's SmolVLM 2.2B.
+# The parts of google/gemma-3-4b-it, google/paligemma-3b-pt-224, HuggingFaceTB's SmolVLM 2.2B and
+# llava-hf/llava-1.5-7b-hf.
 PARTS = {
     "gemma3": (
         {
@@ -221,6 +283,10 @@ PARTS = {
             "vocab_size": 257_216,
         },
         {"patch_size": 14, "projection_dim": 2048, "vision_use_head": False},
+    ),
+    "llava": (
+        {"max_position_embeddings": 4096, "rms_norm_eps": 1e-05, "vocab_size": 32_064},
+        {"model_type": "clip_vision_model", "image_size": 336, "patch_size": 14},
     ),
     "smolvlm": (
         {
@@ -247,7 +313,8 @@ def test_sizes_that_a_part_leaves_out_are_those_of_transformers(model_type, tmp_
     text, vision = PARTS[model_type]
     sizes = {"hidden_size": 1152, "intermediate_size": 4304}
     vision |= sizes | {"num_attention_heads": 16, "num_hidden_layers": 27}
-    word = {"gemma3": 262_144, "paligemma": 257_152, "smolvlm": 49_190}[model_type]
+    words = {"gemma3": 262_144, "llava": 32_000, "paligemma": 257_152, "smolvlm": 49_190}
+    word = words[model_type]
     own = {"scale_factor": 3, "image_token_id": word}
     own = own if model_type == "smolvlm" else {"image_token_index": word}
     fields = {"model_type": model_type, "text_config": text, "vision_config": vision, **own}

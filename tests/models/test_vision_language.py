@@ -3,12 +3,14 @@
 import json
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.numpy import load_file
 from transformers import AutoConfig, AutoModelForImageTextToText
 from transformers.models.idefics3.modeling_idefics3 import Idefics3VisionEmbeddings
 
@@ -38,6 +40,7 @@ from tests.support.families import (
     outputs_of,
     torch_gradients,
 )
+from tests.support.small_vlm import PIECES, TILE, write_llava
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")
 HEAD = "vision_language"
@@ -197,7 +200,7 @@ def test_adapters_of_the_decoder_are_pefts(pair, tmp_path):
         else value
         for name, value in model.params.items()
     }
-    also = ["vision/connector/kernel"]
+    also = of(pair, "vision/connector/")
     if pair.ours.model_type == "gemma3":  # whose connector has it beside a norm, in no module
         with pytest.raises(UserError, match="PEFT cannot store"):
             save_adapter(model, tmp_path / "none", pair.folder, also)
@@ -213,6 +216,52 @@ def test_adapters_of_the_decoder_are_pefts(pair, tmp_path):
     np.testing.assert_allclose(ours * keep, expected * keep, atol=2e-5)
     ((plain, _),) = outputs_of(pair)
     assert np.abs(plain - ours * keep).max() > 1e-3
+
+
+@pytest.fixture(scope="module")
+def llava(tmp_path_factory) -> Path:
+    """A LLaVA that reads the output of the first of its image tower's two blocks."""
+    return write_llava(tmp_path_factory.mktemp("llava"))
+
+
+def test_what_a_llava_does_not_read_stays_as_it_is_and_is_exported(llava, tmp_path):
+    """Its image tower's last block and norm: PyTorch gives them no gradient, nor a decay."""
+    model = registry.load(llava)
+    unread = ("vision/blocks/1/", "vision/norm/")
+    names = [name for name in model.params if name.startswith(unread)]
+    assert not any(model.leaves[name].decay for name in names)
+    moved = {n: v + 1 if n in names else v for n, v in model.params.items()}
+    text = [[PIECES.index("<image>")] * 16 + [40, 41]]
+    pixels = np.random.default_rng(0).normal(size=(1, 3, TILE, TILE)).astype(np.float32)
+    batch = {"input_ids": np.array(text), "pixel_values": pixels}
+    outputs = [np.asarray(m(**batch)["logits"]) for m in (model, model.with_params(moved))]
+    np.testing.assert_array_equal(*outputs)
+    model.save(tmp_path)
+    stored, exported = (load_file(one / "model.safetensors") for one in (llava, tmp_path))
+    assert exported.keys() == stored.keys()
+    assert all((exported[name] == stored[name]).all() for name in stored)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"vision_feature_layer": [-2, -1]}, "vision_feature_layer is [-2, -1], and must be one"),
+        ({"vision_feature_layer": -3}, "or from -2 to -1."),
+        ({"vision_feature_select_strategy": "cls"}, "vision_feature_select_strategy"),
+        ({"projector_hidden_act": "gelo"}, "projector_hidden_act 'gelo' is not supported."),
+        ({"vision_config": {"model_type": "pixtral"}}, 'a "pixtral" is not supported as the image'),
+        ({"text_config": {"model_type": "opt"}}, 'a "opt" is not supported as the decoder of a'),
+    ],
+)
+def test_a_llava_that_does_not_fit_is_refused(changed, said, llava, tmp_path):
+    fields = json.loads((llava / "config.json").read_text())
+    for name, value in changed.items():
+        fields[name] = {**fields[name], **value} if isinstance(value, dict) else value
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    (tmp_path / "model.safetensors").symlink_to(llava / "model.safetensors")
+    with pytest.raises(UserError) as caught:
+        registry.load(tmp_path)
+    assert said in caught.value.message
 
 
 def test_patches_have_the_places_that_transformers_finds_for_them():

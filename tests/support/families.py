@@ -347,6 +347,9 @@ def random_images(config, draw: np.random.Generator) -> dict[str, np.ndarray]:
     side = vision.image_size // vision.patch_size
     count = side**2 // config.scale_factor**2 if tiled else side**2
     count = getattr(config, "mm_tokens_per_image", count)
+    if config.model_type == "llava":
+        count += vision.model_type == "clip_vision_model"
+        count -= config.vision_feature_select_strategy == "default"
     rows = []
     for tiles, more in ((1 + tiled, 3), (1, 4), (1, 0)):
         text = [draw.integers(1, words, size) for size in (2, 1, more)]
@@ -362,6 +365,8 @@ def random_images(config, draw: np.random.Generator) -> dict[str, np.ndarray]:
     if tiled:
         pixels[1:, 1] = 0.0  # no tile: what PyTorch leaves out
         return batch | {"pixel_values": pixels}
+    if config.model_type == "llava":
+        return batch | {"pixel_values": pixels[:, 0]}
     types = (batch["input_ids"] == word).astype(np.int64)  # Gemma 3's
     if config.model_type == "paligemma":  # a prefix up to two words behind the image
         types = (np.arange(shape[1]) >= 2 + count + np.array([2, 1, 1])[:, None]).astype(np.int64)

@@ -283,6 +283,7 @@ FIELDS: dict[str, Callable[[Draw], Any]] = {
     "activation": activation,
     "pooler_act": activation,
     "pooler_hidden_act": activation,
+    "projector_hidden_act": activation,
     "feed_forward_proj": lambda draw: draw.one_of("relu", "silu", "gated-gelu", "gated-silu"),
     "classifier_activation": activation,
     "layer_norm_eps": epsilon,
@@ -326,6 +327,9 @@ FIELDS: dict[str, Callable[[Draw], Any]] = {
     "mm_tokens_per_image": lambda draw: 1,
     "image_token_id": lambda draw: 4,
     "image_token_index": lambda draw: 4,
+    "vision_feature_layer": lambda draw: -1,
+    "vision_feature_select_strategy": lambda draw: draw.one_of("default", "full"),
+    "multimodal_projector_bias": Draw.flag,
     "boi_token_index": lambda draw: 5,
     "eoi_token_index": lambda draw: 6,
     "use_learned_position_embeddings": Draw.flag,
@@ -561,8 +565,9 @@ def random_config(model_type: str, generator: np.random.Generator) -> Pretrained
     vision = None
     for part in reversed(parts):  # the vision tower first: its width is asked for by the text's
         one = getattr(default, part)
-        if model_type == "paligemma" and part == "text_config" and generator.integers(2):
-            one = AutoConfig.for_model("gemma2")
+        if other := OTHER_PARTS.get((model_type, part)):
+            name = one.model_type if generator.integers(2) else str(generator.choice(other))
+            one = AutoConfig.for_model(name)
         shared = {"projection": own.projection, "vision": vision, "joined": True}
         of_part = make_draw(generator, one.to_dict(), **shared)
         drawn[part] = {"model_type": one.model_type} | draw_fields(one, of_part)
@@ -574,12 +579,27 @@ def random_config(model_type: str, generator: np.random.Generator) -> Pretrained
     return AutoConfig.for_model(model_type, **drawn)
 
 
+# Model types that a part may have beside the one of its default.
+OTHER_PARTS = {
+    ("paligemma", "text_config"): ("gemma2",),
+    ("llava", "text_config"): ("mistral", "qwen2"),
+    ("llava", "vision_config"): ("siglip_vision_model",),
+}
+
+
 def of_images(draw: Draw, parts: dict[str, Any]) -> dict[str, Any]:
     """How patches become words: no more than sixteen of an image, and nine of a tile.
 
     A short text has room for as many.
     """
     sizes, text = parts["vision_config"], parts["text_config"]
+    if "vision_feature_layer" in draw.defaults:
+        blocks = sizes["num_hidden_layers"]
+        layer = int(draw.one_of(*range(-blocks, 0), *range(1, blocks + 1)))
+        if sizes["model_type"] == "siglip_vision_model":
+            sizes["vision_use_head"] = False
+        word = draw.number(4, text["vocab_size"])
+        return {"vision_feature_layer": layer, "image_token_index": word}
     side = sizes["image_size"] // sizes["patch_size"]
     near = draw.one_of(*{2: (1, 2), 3: (1, 3), 4: (2, 4)}[side])
     word = draw.number(4, text["vocab_size"])

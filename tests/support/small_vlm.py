@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedTokenizerFast
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
@@ -20,6 +21,15 @@ TEMPLATE = (
     "{% for line in message['content'] %}{% if line['type'] == 'text' %}{{ line['text'] }}"
     "{% elif line['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}" + END + "\n"
     "{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+)
+# LLaVA's own turns: an answer ends in a blank.
+TURNS = (
+    "{% for message in messages %}{{ message['role'] | capitalize + ': ' }}"
+    "{% for line in message['content'] | selectattr('type', 'equalto', 'image') %}"
+    "{{ '<image>\n' }}{% endfor %}"
+    "{% for line in message['content'] | selectattr('type', 'equalto', 'text') %}"
+    "{{ line['text'] + ' ' }}{% endfor %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
 )
 FRAMES = ("<start_of_image>", "<end_of_image>")
 SPECIAL = ("<image>", "<fake_token_around_image>", "<global-img>", END, "<|im_start|>", *FRAMES)
@@ -80,6 +90,21 @@ def write_paligemma(folder: Path) -> Path:
     )
     write_model(folder, config)
     SiglipImageProcessorPil(size={"height": TILE, "width": TILE}).save_pretrained(folder)
+    return folder
+
+
+def write_llava(folder: Path) -> Path:
+    """A LLaVA of two blocks each, which reads the output of its image tower's first."""
+    write_words(folder, TURNS)
+    config = AutoConfig.for_model(
+        "llava",
+        vision_config=VISION | {"model_type": "clip_vision_model"},
+        text_config=TEXT | {"model_type": "llama"},
+        image_token_index=PIECES.index("<image>"),
+    )
+    write_model(folder, config)
+    size = {"size": {"shortest_edge": TILE}, "crop_size": {"height": TILE, "width": TILE}}
+    CLIPImageProcessorPil(**size).save_pretrained(folder)
     return folder
 
 

@@ -10,10 +10,12 @@ import torch
 from PIL import Image
 from sacrebleu.metrics import CHRF
 from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 from transformers.models.gemma3.processing_gemma3 import Gemma3Processor
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 from transformers.models.idefics3.processing_idefics3 import Idefics3Processor
+from transformers.models.llava.processing_llava import LlavaProcessor
 from transformers.models.paligemma.processing_paligemma import PaliGemmaProcessor
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
@@ -30,7 +32,15 @@ from jaxft.report.page.run import read_run
 from jaxft.report.page.views import view
 from jaxft.training.story import train
 from tests.support.small_assets import write_emoji
-from tests.support.small_vlm import END, PIECES, TEMPLATE, write_gemma3, write_paligemma, write_vlm
+from tests.support.small_vlm import (
+    END,
+    PIECES,
+    TEMPLATE,
+    write_gemma3,
+    write_llava,
+    write_paligemma,
+    write_vlm,
+)
 
 SHAPES = ((40, 60, 3), (60, 40, 3), (50, 50, 3), (7, 100, 4), (33, 32))
 
@@ -282,9 +292,9 @@ def rows_of(folder: Path, answers: list[str]) -> Path:
     return file
 
 
-@pytest.mark.parametrize("kind", ["gemma3", "paligemma"])
+@pytest.mark.parametrize("kind", ["gemma3", "llava", "paligemma"])
 def test_whole_images_are_the_processors_own(kind, folder, tmp_path):
-    """Of Gemma 3 and PaliGemma, whose words have types; a step is a step."""
+    """Of Gemma 3, of LLaVA, which crops them, and of PaliGemma, whose words have types."""
     answers = ["red car", "blue", "green fish", "red", "blue star"]
     file = rows_of(tmp_path, answers)
     if kind == "gemma3":
@@ -292,6 +302,15 @@ def test_whole_images_are_the_processors_own(kind, folder, tmp_path):
         images, words = Gemma3ImageProcessorPil, AutoTokenizer.from_pretrained(own)
         theirs = Gemma3Processor(
             images.from_pretrained(own), words, words.chat_template, image_seq_length=4
+        )
+    elif kind == "llava":
+        own = write_llava(tmp_path / kind)
+        images, words = (
+            CLIPImageProcessorPil.from_pretrained(own),
+            AutoTokenizer.from_pretrained(own),
+        )
+        theirs = LlavaProcessor(
+            images, words, 7, "default", words.chat_template, num_additional_image_tokens=1
         )
     else:
         own = write_paligemma(tmp_path / kind)
@@ -305,7 +324,7 @@ def test_whole_images_are_the_processors_own(kind, folder, tmp_path):
     batch = setup.splits["eval"].examples.collate(np.arange(5)[:, None], 1)
     for number, said in enumerate(answers):
         image = Image.open(tmp_path / f"{number}.png")
-        if kind == "gemma3":
+        if kind != "paligemma":
             messages = [{"role": "user", "content": CONTENTS[0]}]
             messages += [{"role": "assistant", "content": [{"type": "text", "text": said}]}]
             text = theirs.apply_chat_template(messages)

@@ -66,6 +66,7 @@ PROCESSORS: dict[str, dict[str, Any]] = {
     },
     "CLIPImageProcessor": CLIP,
     "BitImageProcessor": CLIP,
+    "LlavaImageProcessor": CLIP,
     "SiglipImageProcessor": ALL
     | {
         "resample": BICUBIC,
@@ -176,6 +177,7 @@ OF_MODEL = {
     "dinov2_with_registers": "BitImageProcessor",
     "dinov3_vit": "DINOv3ViTImageProcessor",
     "clip": "CLIPImageProcessor",
+    "llava": "CLIPImageProcessor",
     "siglip": "SiglipImageProcessor",
     "siglip2": "Siglip2ImageProcessor",
     "idefics3": "Idefics3ImageProcessor",

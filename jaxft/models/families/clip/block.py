@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -144,6 +145,21 @@ class Block(nnx.Module):
     ) -> tuple[jax.Array, BlockCache]:
         (keys,) = block_keys(key, 1)
         return self.mlp(self.attention(x, mask, keys), key), cache
+
+
+class UnreadBlock(Block):
+    """Block above the stream that a model reads: a checkpoint has it, and nothing runs it."""
+
+    def __init__(self, fields: Mapping[str, Any]):
+        super().__init__(fields)
+        for _, one in nnx.iter_graph(self):
+            if isinstance(one, nnx.Param):
+                one.set_metadata(leaf=replace(one.get_metadata()["leaf"], decay=False))
+
+    def __call__(
+        self, x: jax.Array, mask: Mask | None, key: jax.Array | None, cache: BlockCache
+    ) -> tuple[jax.Array, BlockCache]:
+        return x, cache
 
 
 def needs_of(fields: Mapping[str, Any]) -> Needs:

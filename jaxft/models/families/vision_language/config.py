@@ -7,9 +7,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from jaxft.errors import UserError
-from jaxft.models.weights.field_kinds import is_whole, quoted
+from jaxft.models.layers.math import ACTIVATIONS
+from jaxft.models.weights.config_fields import check_activation, check_choices
+from jaxft.models.weights.field_kinds import check_kind, is_whole, quoted
 
 PARTS = ("vision_config", "text_config")
+STRATEGIES = ("default", "full")  # LLaVA's, of the vectors that it reads: but the first, or all
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,8 @@ class VisionLanguageConfig:
         stored: part -> its fields in config.json, which are written back.
         frame: the words before and behind an image's; None where its processor names them.
         prefix: whether a text is a prompt, all of which sees all of it, and one answer.
+        read: the blocks of the image tower whose output is read; None for its normalized end.
+        extra: the vectors of an image that are no square of patches.
     """
 
     model_type: str
@@ -36,6 +41,8 @@ class VisionLanguageConfig:
     stored: Mapping[str, Mapping[str, Any]]
     frame: tuple[int, int] | None = None
     prefix: bool = False
+    read: int | None = None
+    extra: int = 0
 
     def to_hf(self) -> dict[str, Any]:
         """Return the fields of config.json that this config owns."""
@@ -80,7 +87,32 @@ class VisionLanguageConfig:
     def tile_tokens(self) -> int:
         """Return the number of vectors that an image, or a tile of it, becomes."""
         rows, columns = self.vision.grid
-        return rows * columns // self.side**2
+        return rows * columns // self.side**2 + self.extra
+
+
+def blocks_read(fields: Mapping[str, Any], vision: Any) -> tuple[int, int]:
+    """Return the blocks of its image tower whose output a LLaVA reads, and `extra`.
+
+    Args:
+        fields: its own of config.json. `vision_feature_layer` counts the outputs of blocks behind
+            the stem's, or from the last one; `default` as a strategy leaves out the first vector.
+        vision: the tower's config.
+
+    Raises:
+        UserError: a field has another kind of value, or names no output.
+    """
+    check_kind("multimodal_projector_bias", fields["multimodal_projector_bias"], True)
+    check_activation("projector_hidden_act", fields["projector_hidden_act"], ACTIVATIONS)
+    strategy = fields["vision_feature_select_strategy"]
+    check_choices("vision_feature_select_strategy", [strategy], STRATEGIES)
+    layer, blocks = fields["vision_feature_layer"], vision.fields["num_hidden_layers"]
+    count = layer + (blocks + 1 if layer < 0 else 0) if is_whole(layer) else -1
+    if not 0 < count <= blocks:
+        raise UserError(
+            f"config.json: vision_feature_layer is {quoted(layer)}, and must be one of the image "
+            f"tower's {blocks} blocks, or from -{blocks} to -1."
+        )
+    return count, int(vision.class_token) - int(strategy == "default")
 
 
 def check_side(name: str, value: Any, side: Any, grid: tuple[int, int]) -> None:

@@ -9,7 +9,7 @@ from flax import nnx
 
 from jaxft.models.families.vision_language.config import VisionLanguageConfig
 from jaxft.models.layers.batch import Batch
-from jaxft.models.layers.math import linear
+from jaxft.models.layers.math import ACTIVATIONS, linear
 from jaxft.models.layers.modules import LayerNorm, Leaf, Linear, RMSNorm, parameter
 
 STD = 0.02  # of a fresh connector
@@ -17,21 +17,23 @@ Connect = Callable[[jax.Array], jax.Array]
 
 
 class Connector(nnx.Module):
-    """Top of an image tower: its normalized patches as vectors of the decoder.
+    """Top of an image tower: its patches, normalized or as they are, as vectors of the decoder.
 
     Args:
         config: of both towers.
-        connector: from normalized patches to vectors.
+        connector: from patches to vectors.
     """
 
     def __init__(self, config: VisionLanguageConfig, connector: Connect):
         vision = config.vision.fields
         self.norm = LayerNorm(vision["hidden_size"], vision["layer_norm_eps"])
         self.connector = connector
+        self.normalized = config.read is None
 
     def __call__(self, x: jax.Array, batch: Batch, key: jax.Array | None) -> dict[str, jax.Array]:
         """Connect the stream [B, P, D] to `last_hidden_state` [B, S, E]."""
-        return {"last_hidden_state": self.connector(self.norm(x))}
+        patches = self.norm(x) if self.normalized else x
+        return {"last_hidden_state": self.connector(patches)}
 
 
 def neighbors(x: jax.Array, grid: tuple[int, int], side: int) -> jax.Array:
@@ -75,6 +77,21 @@ class Pool(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         means = neighbors(x, self.grid, self.side).mean((2, 3))
         return linear(self.norm(means), self.kernel[...], None)
+
+
+class Mlp(nnx.Module):
+    """Two linear maps of every patch with an activation between, as LLaVA has it."""
+
+    def __init__(self, config: VisionLanguageConfig):
+        inner, width = config.vision.fields["hidden_size"], config.text.fields["hidden_size"]
+        bias = config.fields["multimodal_projector_bias"]
+        self.up = Linear(inner, width, ("embed", "projected"), STD, bias)
+        self.down = Linear(width, width, ("projected", "embed"), STD, bias)
+        self.activation = config.fields["projector_hidden_act"]
+        self.first = int(config.fields["vision_feature_select_strategy"] == "default")
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.down(ACTIVATIONS[self.activation](self.up(x[:, self.first :])))
 
 
 def projection(config: VisionLanguageConfig) -> Linear:

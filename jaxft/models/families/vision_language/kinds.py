@@ -10,15 +10,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxft.models.families.vision_language.config import VisionLanguageConfig
-from jaxft.models.families.vision_language.connectors import Connect, Pool, Shuffle, projection
+from jaxft.models.families.vision_language.config import VisionLanguageConfig, blocks_read
+from jaxft.models.families.vision_language.connectors import Connect, Mlp, Pool, Shuffle, projection
 from jaxft.models.layers.batch import GROUPS, GROUPS_AHEAD, Batch, with_soft_tokens
 from jaxft.models.weights.field_kinds import is_whole
 from jaxft.models.weights.names import Name, dense
 from jaxft.models.weights.tensor_names import ComposedNames
 
 # transformers leaves out of a part of config.json what its model type has by default: files of
-# Gemma 3, PaliGemma and SmolVLM lack some of these sizes of their decoders.
+# Gemma 3, PaliGemma, SmolVLM and LLaVA lack some of these sizes of their decoders.
 SIZES = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
     *("num_attention_heads", "max_position_embeddings"),
@@ -30,6 +30,8 @@ TEXT_SIZES: dict[str, dict[str, int]] = {
         "gemma": (256_000, 3072, 24_576, 28, 16, 8192),
         "gemma2": (256_000, 2304, 9216, 26, 8, 8192),
         "gemma3_text": (262_208, 2304, 9216, 26, 8, 131_072),
+        "mistral": (32_000, 4096, 14_336, 32, 32, 131_072),
+        "qwen2": (151_936, 4096, 22_016, 32, 32, 32_768),
     }.items()
 }
 Join = Callable[..., Batch]  # a text's batch, vectors, `word`
@@ -40,7 +42,7 @@ class Kind:
     """One kind of vision-language model.
 
     Args:
-        vision: the model type of its image tower.
+        visions: the model types that its image tower may have.
         texts: those that its decoder may have.
         files: what the tensors' names of the two begin with in a file.
         text_head: the head under which the decoder's names are stored.
@@ -53,11 +55,13 @@ class Kind:
         join: the batch of a text, vectors and their word -> the decoder's batch.
         names: the class of its tensor names.
         unread: fields of config.json that change nothing.
-        tower: fields of the image tower that it has for one value only.
         unused: fields of the decoder that are read of it alone, and not in the whole model.
+        read: its own fields and the image tower's config -> the blocks whose output is read as it
+            is, and `extra`; None where the normalized end is read.
+        text_ties: whether files may say in the decoder's part that its words are tied.
     """
 
-    vision: str
+    visions: tuple[str, ...]
     texts: tuple[str, ...]
     files: tuple[str, str]
     text_head: str | None
@@ -70,12 +74,13 @@ class Kind:
     join: Join
     names: type[ComposedNames] = ComposedNames
     unread: tuple[str, ...] = ()
-    tower: Mapping[str, Any] | None = None
     unused: tuple[str, ...] = ()
+    read: Callable[[Mapping[str, Any], Any], tuple[int, int]] | None = None
+    text_ties: bool = False
 
 
-class GemmaNames(ComposedNames):
-    """Tensor names of Gemma 3 and PaliGemma, whose modules have other names than their files."""
+class FileNames(ComposedNames):
+    """Tensor names of models whose modules have other names than their files."""
 
     def in_memory(self, name: str, model_type: str) -> str:
         text = "language_model."
@@ -118,7 +123,7 @@ def _pooled(own: Mapping[str, Any], grid: tuple[int, int]) -> Any:
 
 CONNECTOR = "vision/connector"
 IDEFICS3 = Kind(
-    vision="idefics3_vision",
+    visions=("idefics3_vision",),
     texts=("llama",),
     files=("model.vision_model.", "model.text_model."),
     text_head=None,
@@ -135,7 +140,7 @@ IDEFICS3 = Kind(
     unread=("_pad_token_id", "image_seq_len", "use_reentrant_checkpointing", "vocab_size"),
 )
 GEMMA3 = Kind(
-    vision="siglip_vision_model",
+    visions=("siglip_vision_model",),
     texts=("gemma3_text",),
     files=("vision_tower.", "language_model."),
     text_head="causal_lm",
@@ -155,8 +160,7 @@ GEMMA3 = Kind(
     by="mm_tokens_per_image",
     connector=Pool,
     join=see_both_ways,
-    names=GemmaNames,
-    tower={"vision_use_head": False},
+    names=FileNames,
     unused=("final_logit_softcapping",),
 )
 PALIGEMMA = replace(
@@ -174,9 +178,37 @@ PALIGEMMA = replace(
     ),
     unused=(),
 )
+LLAVA = Kind(
+    visions=("clip_vision_model", "siglip_vision_model"),
+    texts=("llama", "mistral", "qwen2"),
+    files=("vision_tower.", "language_model."),
+    text_head="causal_lm",
+    lines=(
+        *dense("multi_modal_projector.linear_1", f"{CONNECTOR}/up"),
+        *dense("multi_modal_projector.linear_2", f"{CONNECTOR}/down"),
+    ),
+    word="image_token_index",
+    defaults={
+        "image_token_index": 32_000,
+        "multimodal_projector_bias": True,
+        "projector_hidden_act": "gelu",
+        "vision_feature_layer": -2,
+        "vision_feature_select_strategy": "default",
+        "tie_word_embeddings": False,
+    },
+    side=lambda own, grid: 1,
+    by="image_size",
+    connector=Mlp,
+    join=with_soft_tokens,
+    names=FileNames,
+    unread=("ignore_index", "image_seq_length", "vocab_size"),
+    read=blocks_read,
+    text_ties=True,
+)
 KINDS: dict[str, Kind] = {
     "idefics3": IDEFICS3,
-    "smolvlm": replace(IDEFICS3, vision="smolvlm_vision"),
+    "smolvlm": replace(IDEFICS3, visions=("smolvlm_vision",)),
     "paligemma": PALIGEMMA,
     "gemma3": GEMMA3,
+    "llava": LLAVA,
 }

@@ -5,8 +5,9 @@ makes vectors of the decoder's width out of patches (`connectors.py`). The kinds
 
 Source: Laurençon et al. (2024), https://arxiv.org/abs/2408.12637; Marafioti et al. (2025),
 https://arxiv.org/abs/2504.05299; Beyer et al. (2024), https://arxiv.org/abs/2407.07726; Gemma Team
-(2025), https://arxiv.org/abs/2503.19786; the computation follows `transformers`'
-`modeling_idefics3.py`, `modeling_smolvlm.py`, `modeling_paligemma.py` and `modeling_gemma3.py`.
+(2025), https://arxiv.org/abs/2503.19786; Liu et al. (2023), https://arxiv.org/abs/2310.03744; the
+computation follows `transformers`' `modeling_idefics3.py`, `modeling_smolvlm.py`,
+`modeling_paligemma.py`, `modeling_gemma3.py` and `modeling_llava.py`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any, ClassVar
 import jax
 
 from jaxft.errors import UserError
+from jaxft.models.families.clip.block import UnreadBlock
 from jaxft.models.families.vision_language.config import (
     PARTS,
     VisionLanguageConfig,
@@ -48,9 +50,12 @@ MODEL_TYPES: ModelTypes = {
     "smolvlm": {HEAD: "SmolVLMForConditionalGeneration"},
     "paligemma": {HEAD: "PaliGemmaForConditionalGeneration"},
     "gemma3": {HEAD: "Gemma3ForConditionalGeneration"},
+    "llava": {HEAD: "LlavaForConditionalGeneration"},
 }
 START, END = "boi_token_index", "eoi_token_index"  # the words around an image's
 UNUSED = (r"(language_model\.)?lm_head\.weight",)  # of tied words
+# Fields of an image tower that it has for one value only.
+TOWER: dict[str, dict[str, Any]] = {"siglip_vision_model": {"vision_use_head": False}}
 # Notes of PaliGemma on the whole in its image tower's part.
 VISION_UNREAD = (
     *("num_image_tokens", "num_positions", "projection_dim", "projector_hidden_act", "vocab_size"),
@@ -79,14 +84,18 @@ def compose(fields: Mapping[str, Any], families: Mapping[str, Any], paired: bool
     for part in PARTS:
         if not isinstance(fields.get(part), Mapping):
             raise UserError(f"config.json: {part} is {quoted(fields.get(part))}, and no object.")
-    text_type = fields["text_config"].get("model_type", kind.texts[0])
-    if text_type not in kind.texts:
-        raise UserError(
-            f"config.json: a '{text_type}' is not supported as the decoder of a "
-            f"{fields['model_type']}.",
-            f"Known: {', '.join(kind.texts)}.",
-        )
-    return VisionLanguage(kind, families[kind.vision], families[text_type], text_type).family
+    one = kind.visions[0]  # the first files of a kind with one call it otherwise
+    vision = one if len(kind.visions) == 1 else fields["vision_config"].get("model_type", one)
+    text = fields["text_config"].get("model_type", kind.texts[0])
+    parts = ((vision, kind.visions, "image tower"), (text, kind.texts, "decoder"))
+    for model_type, known, part in parts:
+        if model_type not in known:
+            raise UserError(
+                f"config.json: a {quoted(model_type)} is not supported as the {part} of a "
+                f"{fields['model_type']}.",
+                f"Known: {', '.join(known)}.",
+            )
+    return VisionLanguage(kind, families[vision], families[text], vision, text).family
 
 
 @dataclass(frozen=True)
@@ -96,7 +105,7 @@ class VisionLanguage:
     Args:
         kind: how they are put together.
         vision, text: their families.
-        text_type: which of the decoder's model types.
+        vision_type, text_type: which of their model types.
     """
 
     FIXED: ClassVar[Mapping[str, Any]] = {"is_encoder_decoder": False}
@@ -107,6 +116,7 @@ class VisionLanguage:
     kind: Kind
     vision: Family
     text: Family
+    vision_type: str
     text_type: str
 
     @property
@@ -131,36 +141,42 @@ class VisionLanguage:
         check_kind("tie_word_embeddings", own["tie_word_embeddings"], False)
         vision = self._vision(fields["vision_config"], ignore)
         text = TEXT_SIZES[self.text_type] | _without(fields["text_config"], TEXT_UNREAD)
+        if kind.text_ties:
+            own["tie_word_embeddings"] |= bool(fields["text_config"].get("tie_word_embeddings"))
         text |= {"model_type": self.text_type, "tie_word_embeddings": own["tie_word_embeddings"]}
         text = self.text.config.from_hf(text, ignore)
         side, word = kind.side(own, vision.grid), own[kind.word]
         check_side(kind.by, own.get(kind.by), side, vision.grid)
         check_word(kind.word, word, text.vocab_size)
+        read, extra = kind.read(own, vision) if kind.read else (None, 0)
         return VisionLanguageConfig(
             *(fields["model_type"], vision, text, word, side, own),
             stored={part: fields[part] for part in PARTS},
             frame=(own[START], own[END]) if START in own else None,
             prefix=kind.join is see_prefix,
+            read=read,
+            extra=extra,
         )
 
     def _vision(self, fields: Mapping[str, Any], ignore: Sequence[str]) -> Any:
         """Read the config of the image tower."""
-        for name, value in (self.kind.tower or {}).items():
+        fixed = TOWER.get(self.vision_type, {})
+        for name, value in fixed.items():
             if fields.get(name, value) != value:
                 raise UserError(
                     f"config.json: {name} of the image tower is {quoted(fields[name])}; only "
                     f"{quoted(value)} is supported."
                 )
-        own = {**(self.kind.tower or {}), **fields, "model_type": self.kind.vision}
+        own = {**fixed, **fields, "model_type": self.vision_type}
         return self.vision.config.from_hf(_without(own, VISION_UNREAD), ignore)
 
     def tensors(self) -> ComposedNames:
         """Return the tensor names of both."""
         kind, (seeing, writing) = self.kind, self.kind.files
-        vision = Member(self.vision.tensors, kind.vision)
+        vision = Member(self.vision.tensors, self.vision_type)
         text = Member(self.text.tensors, self.text_type, kind.text_head)
         lines = (
-            *within(vision.names.table(None, kind.vision), seeing, "vision/"),
+            *within(vision.names.table(None, self.vision_type), seeing, "vision/"),
             *within(text.names.table(kind.text_head, self.text_type), writing, "text/"),
             *kind.lines,
         )
@@ -181,7 +197,11 @@ class VisionLanguage:
         (writing,) = self.text.towers(own, "causal_lm", None).values()
         assert isinstance(seeing, Tower) and isinstance(writing, Tower)  # noqa: PT018 - one fact
         top = Part(Connector(config, self.kind.connector(config)))
-        vision = replace(seeing, top=top, prefix="vision/")
+        blocks = seeing.blocks[: config.read]
+        unread = len(seeing.blocks) - len(blocks)
+        if unread:
+            blocks = (*blocks, *[Part(UnreadBlock(config.vision.fields))] * unread)
+        vision = replace(seeing, blocks=blocks, top=top, prefix="vision/")
         join = partial(self.kind.join, word=config.image_token_id)
         needs = writing.needs
         if needs is not None and self.kind.join is not with_soft_tokens:
