@@ -9,11 +9,11 @@ import transformers
 
 from jaxft.data.text.answers import Scoring
 from jaxft.data.text.chat import ChatTemplate, load_chat_template
+from jaxft.data.text.chat_warnings import chat_warnings
 from jaxft.data.text.dialogue import UNSCORED, of_conversations, of_documents
 from jaxft.data.text.tokenizer import Tokenizer, load_tokenizer
 from jaxft.demo.dialogues import held_out
 from jaxft.errors import UserError
-from jaxft.tasks.causal_lm.conversations import chat_warnings
 
 END, START, STOP = "<|end|>", "<|im_start|>", "<|im_end|>"
 

@@ -345,6 +345,17 @@ def test_whole_images_are_the_processors_own(kind, folder, tmp_path):
     assert ("token_type_ids" in batch) == (kind == "paligemma")
 
 
+def test_answers_without_an_end_are_warned_of(folder, tmp_path):
+    """As LLaVA's own template writes them; SmolVLM's ends them."""
+    model = {"checkpoint": str(write_llava(tmp_path / "llava")), "dropout": 0.0}
+    ends = [
+        build(config_of(folder, **changed)).splits["train"].examples.warnings
+        for changed in ({}, {"model": model})
+    ]
+    assert not ends[0]
+    assert "let the template write an end token after each answer" in " ".join(ends[1])
+
+
 def test_a_row_without_an_example_is_padding(folder):
     examples = build(config_of(folder)).splits["eval"].examples
     batch = examples.collate(np.array([[1], [-1]]), 1)

@@ -14,10 +14,11 @@ from jaxft.data.batching.loader import collate_rows
 from jaxft.data.random import FIRST_EPOCH, EpochRandom
 from jaxft.data.sources.source import Source
 from jaxft.data.text.answers import ASSISTANT, Exchange, Scoring, check_conversation
+from jaxft.data.text.chat_warnings import chat_warnings
 from jaxft.data.text.dialogue import UNSCORED, Lesson, of_conversations, of_documents
 from jaxft.errors import UserError
 from jaxft.models.model import Model
-from jaxft.tasks.causal_lm.conversations import Talk, chat_warnings, talk_of
+from jaxft.tasks.causal_lm.conversations import Talk, talk_of
 from jaxft.tasks.causal_lm.section import CausalLmSection as Section
 from jaxft.tasks.parts.arrays import Apply, Batch, Facts, Outcomes, Outputs, Params, Sum, Sums
 from jaxft.tasks.parts.card import GENERATE, WRITE, Card

@@ -12,9 +12,9 @@ import numpy as np
 from jaxft.data.random import FIRST_EPOCH, EpochRandom
 from jaxft.data.text.answers import ASSISTANT, Conversation, Scoring
 from jaxft.data.text.chat import ChatTemplate
+from jaxft.data.text.chat_warnings import chat_warnings
 from jaxft.data.text.dialogue import UNSCORED, Lesson, of_conversations
 from jaxft.data.text.tokenizer import Tokenizer
-from jaxft.tasks.causal_lm.conversations import chat_warnings
 from jaxft.tasks.dpo.loss import REFERENCE
 from jaxft.tasks.parts.examples import values_of
 from jaxft.tasks.parts.labels import BadValue, text_of

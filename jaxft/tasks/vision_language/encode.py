@@ -16,6 +16,7 @@ from jaxft.data.text.answers import (
     write_conversations,
 )
 from jaxft.data.text.chat import ChatTemplate
+from jaxft.data.text.chat_warnings import chat_warnings
 from jaxft.data.text.dialogue import UNSCORED, Lesson, lesson_of
 from jaxft.data.text.tokenizer import CHUNK, Tokenizer
 from jaxft.errors import UserError
@@ -81,6 +82,7 @@ def encode_lessons(
             "truncated": len(cut),
             "truncated_tokens": sum(cut.values()),
         },
+        "warnings": chat_warnings(lessons, writer.tokenizer, writer.scoring.end_ids),
     }
 
 
