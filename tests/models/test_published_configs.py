@@ -16,6 +16,14 @@ ENCODER = {
     "num_hidden_layers": 2,
     "vocab_size": 99,
 }
+EYES = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_attention_heads": 2,
+    "num_hidden_layers": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
 # What transformers 2 wrote of text generation into every file.
 GENERATION = {
     "do_sample": False,
@@ -166,12 +174,7 @@ FILES = {
         "torch_dtype": "float16",
         "vision_config": {
             "model_type": "clip_vision_model",
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_attention_heads": 2,
-            "num_hidden_layers": 2,
-            "image_size": 28,
-            "patch_size": 14,
+            **EYES,
             "projection_dim": 768,
             "vocab_size": 32000,
         },
@@ -196,12 +199,7 @@ FILES = {
         },
         "vision_config": {
             "model_type": "siglip_vision_model",
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_attention_heads": 2,
-            "num_hidden_layers": 2,
-            "image_size": 28,
-            "patch_size": 14,
+            **EYES,
             "projection_dim": 2048,
             "vision_use_head": False,
             "vocab_size": 32_000,
@@ -227,12 +225,7 @@ FILES = {
         },
         "vision_config": {
             "model_type": "siglip_vision_model",
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_attention_heads": 2,
-            "num_hidden_layers": 2,
-            "image_size": 28,
-            "patch_size": 14,
+            **EYES,
             "num_image_tokens": 4,
             "num_positions": 4,
             "projection_dim": 32,
