@@ -74,6 +74,18 @@ def test_yarn_of_a_kind_of_blocks_is_cut_to_whole_dimensions_as_in_transformers(
     assert scale == pytest.approx(theirs.full_attention_attention_scaling)
 
 
+@pytest.mark.parametrize("theta", [None, 99.0])
+def test_a_scaling_in_the_old_spelling_leaves_the_base_of_the_new_one(theta):
+    full = {"rope_type": "default"} | ({} if theta is None else {"rope_theta": theta})
+    ropes = {"full_attention": full, "sliding_attention": {"rope_type": "default"}}
+    fields = OLD | {"rope_parameters": ropes, "rope_scaling": {"rope_type": "linear", "factor": 2}}
+    ours = Config.from_hf(json.loads(json.dumps(fields))).rotaries
+    theirs = ModernBertRotaryEmbedding(transformers.AutoConfig.for_model(**fields))
+    for rotary, kind in zip(ours, ropes, strict=True):
+        expected = getattr(theirs, f"{kind}_inv_freq").numpy()
+        np.testing.assert_allclose(rotary.frequencies()[0], expected, rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
@@ -83,6 +95,7 @@ def test_yarn_of_a_kind_of_blocks_is_cut_to_whole_dimensions_as_in_transformers(
         ("position_embedding_type", "relative", "position_embedding_type"),
         ("global_attn_every_n_layers", 0, "global_attn_every_n_layers must be a whole number"),
         ("rope_parameters", {"chunked_attention": {}}, "is not a kind of block"),
+        ("rope_scaling", {"type": "linear", "factor": 2}, "Call it rope_type"),
     ],
 )
 def test_what_is_not_supported_is_refused(field, value, message):

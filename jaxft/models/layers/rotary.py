@@ -156,16 +156,23 @@ def read_rotaries_by_kind(
             f"config.json: rope_parameters has '{odd[0]}', which is not a kind of block."
         )
     there = [kind for kind in bases if kind in kinds]
-    rotaries = []
+    rotaries, most = [], {"max_position_embeddings": fields["max_position_embeddings"]}
     for kind in there:
-        own = parameters.get(kind)
+        own, over = parameters.get(kind), scaling.get(kind)
+        own = _stretched(own, over) if over else own
         if isinstance(own, dict):
             # transformers reads `truncate` of yarn beside the kinds only, and so as its default.
             own = {name: value for name, value in own.items() if name != "truncate"}
-        rope = {"rope_parameters": own, "rope_scaling": scaling.get(kind)}
-        rope["max_position_embeddings"] = fields["max_position_embeddings"]
-        rotaries.append(read_rotary(rope, width, bases[kind]))
+        rotaries.append(read_rotary({"rope_parameters": own, **most}, width, bases[kind]))
     return tuple(rotaries), tuple(there.index(kind) for kind in kinds)
+
+
+def _stretched(own: Any, scaling: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parameters of a kind of block under those of `rope_scaling`, as transformers."""
+    if "rope_type" not in scaling and scaling.get("type", "default") != "default":
+        message = "config.json: rope_scaling has a 'type', which is not read for this model_type."
+        raise UserError(message, "Call it rope_type.")
+    return {**(own if isinstance(own, dict) else {"rope_type": "default"}), **scaling}
 
 
 def _longrope(scaling: Mapping[str, Any], width: int, positions: int) -> dict[str, Any]:
