@@ -89,5 +89,16 @@ def test_a_pretrained_checkpoint_becomes_a_classifier(model_type, head, tmp_path
     assert saved.report.new == saved.report.unused == ()
 
 
+def test_an_albert_projects_embeddings_that_are_as_wide_as_the_model(tmp_path: Path):
+    torch.manual_seed(0)
+    theirs = transformers.AlbertModel(transformers.AlbertConfig(**SIZES, embedding_size=16)).eval()
+    theirs.save_pretrained(tmp_path)
+    ids, _ = texts()
+    with torch.no_grad():
+        expected = theirs(torch.tensor(ids)).last_hidden_state.numpy()
+    ours = registry.load(str(tmp_path))(input_ids=ids)
+    np.testing.assert_allclose(ours["last_hidden_state"], expected, atol=1e-5)
+
+
 def test_every_model_type_of_the_kin_is_there():
     assert set(BERTS_KIN) < registry.families().keys()

@@ -156,6 +156,11 @@ class Config(HfConfig):
         """Return rows of the position embeddings."""
         return self.fields["max_position_embeddings"]
 
+    @property
+    def projects(self) -> bool:
+        """Return whether the embeddings are mapped to the model's width; an ALBERT's always are."""
+        return self.model_type == "albert" or self.word_width != self.width
+
 
 def _bert(own: Mapping[str, Any]) -> dict[str, Any]:
     """Map the fields of BERT, RoBERTa, ELECTRA and ALBERT to a `Config`'s."""

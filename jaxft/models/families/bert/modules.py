@@ -38,7 +38,7 @@ from jaxft.models.tower.tower import Compute, Part, Tower
 
 
 class Embeddings(nnx.Module):
-    """Word + position (+ token-type) vectors, normalized, and projected where they are narrower."""
+    """Word + position (+ token-type) vectors, normalized, and projected where the config says."""
 
     def __init__(self, config: Config):
         std, width = config.std, config.word_width
@@ -46,9 +46,8 @@ class Embeddings(nnx.Module):
         self.position = Embedding(config.positions, width, "positions", std, decay=False)
         self.token_type = Embedding(config.types, width, "types", std) if config.types else None
         self.norm = LayerNorm(width, config.eps)
-        narrow = width != config.width
         axes = ("words", "embed")
-        self.projection = Linear(width, config.width, axes, std) if narrow else None
+        self.projection = Linear(width, config.width, axes, std) if config.projects else None
         self.rate = config.rate
         self.padding = config.padding
 
