@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 from jaxft.engine.cost import count_flops
 from jaxft.errors import UserError
 from jaxft.models import load as registry
+from jaxft.models.families.clip.text import Config as TextConfig
 from jaxft.models.tower.tower import Compute, Tower
 from tests.support.families import (
     Pair,
@@ -244,6 +245,12 @@ def test_a_text_is_read_at_its_end(end, tmp_path):
     batch["input_ids"][0, [4, 6, 9]] = [3, text.torch.config.vocab_size - 1, 3]
     for one, other in outputs_of(Pair(registry.load(folder), theirs, folder, batch)):
         np.testing.assert_allclose(one, other, atol=2e-5)
+
+
+@pytest.mark.parametrize("end", [None, [2, 3]])
+def test_an_end_of_text_that_is_no_one_token_is_refused(end):
+    with pytest.raises(UserError, match="reads its vector at one token"):
+        TextConfig.from_hf({"model_type": "clip_text_model", "eos_token_id": end})
 
 
 def test_a_tower_said_twice_is_the_second(pair, tmp_path):

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxft.errors import UserError
 from jaxft.models.families.clip import block as clip_block
 from jaxft.models.families.clip.block import (
     BLOCK_NAMES,
@@ -30,6 +31,7 @@ from jaxft.models.layers.attention import HIDDEN, Mask, make_mask
 from jaxft.models.layers.batch import Batch, check_length, positions_of, segments_of
 from jaxft.models.layers.modules import Embedding, LayerNorm, Linear
 from jaxft.models.tower.tower import Compute, Part, Tower
+from jaxft.models.weights.field_kinds import is_whole, quoted
 from jaxft.models.weights.hf_config import TextConfig
 from jaxft.models.weights.names import Name, dense, embedding, norm
 
@@ -78,7 +80,14 @@ class Config(TextConfig):
     def from_hf(cls, fields: Mapping[str, Any], ignore: Sequence[str] = ()) -> Self:
         model_type = fields["model_type"]
         ignore = ignore if model_type == "clip_text_model" else (*ignore, "is_causal")
-        return cls(model_type, read_tower(fields, DEFAULTS[model_type], SIZES, ignore, cls.FIXED))
+        own = read_tower(fields, DEFAULTS[model_type], SIZES, ignore, cls.FIXED)
+        if "eos_token_id" in own and not is_whole(own["eos_token_id"]):
+            raise UserError(
+                f"config.json: eos_token_id is {quoted(own['eos_token_id'])}; a {model_type} reads "
+                "its vector at one token, the end of the text.",
+                "Name that token's id.",
+            )
+        return cls(model_type, own)
 
     def with_dropout(self, rate: float) -> Self:
         return self.with_fields(["attention_dropout"], rate)
