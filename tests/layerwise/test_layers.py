@@ -6,9 +6,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
+from transformers.activations import ACT2FN
 
 from jaxft.models.layers.attention import AttentionOptions, attention, make_mask
-from jaxft.models.layers.math import dropout, gelu, keep_mask, key_words, layer_norm, linear
+from jaxft.models.layers.math import (
+    ACTIVATIONS,
+    dropout,
+    gelu,
+    keep_mask,
+    key_words,
+    layer_norm,
+    linear,
+)
 
 
 def normal(seed, *shape):
@@ -198,3 +208,10 @@ def test_dropout_has_the_gradient_of_its_mask():
     kept = np.asarray(dropout(jnp.ones_like(x), 0.4, key))
     np.testing.assert_allclose(gradient, kept)
     np.testing.assert_allclose(out, (x * kept).sum(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_an_activation_is_that_of_its_name_in_transformers(name):
+    x = np.linspace(-6, 6, 97, dtype=np.float32)
+    expected = ACT2FN[name](torch.tensor(x)).numpy()
+    np.testing.assert_allclose(ACTIVATIONS[name](x), expected, atol=1e-6)

@@ -109,6 +109,7 @@ FILES = {
         "model_type": "gpt_neox",
         **ENCODER,
         "attention_probs_dropout_prob": 0,
+        "hidden_act": "gelu_fast",
         "hidden_dropout_prob": 0,
         "rotary_emb_base": 10_000,
         "rotary_pct": 0.25,
