@@ -19,6 +19,7 @@ from jaxft.engine.state import TrainState, fresh_state, place_state
 from jaxft.engine.step import Objective, StepInputs, make_train_step
 from jaxft.errors import UserError
 from jaxft.layerwise.table import LayerTable
+from jaxft.loop.recipe import OptimizerState
 from jaxft.models.model import Model
 from jaxft.models.tower.dealt import check_context
 from jaxft.models.tower.tower import Compute
@@ -132,18 +133,17 @@ def make_step(
         The step. Metrics are device scalars: each mean, `weight`, `grad_norm`, and `bad_steps`,
         the steps in a row that were not finite.
     """
-    updates = optax.with_extra_args_support(tx)
     compiled: dict[tuple[Model, Compute], Callable[..., Any]] = {}
 
     def step(state: LoopState, batch: Batch) -> tuple[LoopState, dict[str, jax.Array]]:
         key = (state.model, state.compute)
         if key not in compiled:
-            _require_own_optimizer(updates, state.train)
+            _require_own_optimizer(tx, state.train)
             shardings = _shardings(state.model, state.mesh)
             shapes = jax.eval_shape(lambda: state.train)
             compiled[key] = make_train_step(
                 _objective(loss_fn, state.model, state.compute),
-                updates,
+                _guarded(tx, state.train.opt_state),
                 accumulate=accumulate,
                 ema=None,
                 state_shardings=place_state(shapes, shardings, state.mesh),
@@ -165,6 +165,27 @@ def trained(model: Model, state: LoopState) -> Model:
         for name, leaf in state.frozen.items()
     }
     return model.with_params({**frozen, **state.train.trainable})
+
+
+def _guarded(tx: optax.GradientTransformation, state: Any) -> optax.GradientTransformationExtraArgs:
+    """Let a step that is not finite change nothing under any optax transformation.
+
+    Args:
+        tx: the optimizer.
+        state: of it; `jaxft.optimizer`'s knows of such steps itself.
+    """
+    inner = optax.with_extra_args_support(tx)
+    if isinstance(state, OptimizerState):
+        return inner
+
+    def update(
+        gradients: Any, state: Any, params: Any = None, *, finite: Any = True, **more: Any
+    ) -> tuple[Any, Any]:
+        steps, after = inner.update(gradients, state, params, finite=finite, **more)
+        steps = jax.tree.map(lambda step: jnp.where(finite, step, 0), steps)
+        return steps, jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, state)
+
+    return optax.GradientTransformationExtraArgs(inner.init, update)
 
 
 def _require_own_optimizer(tx: optax.GradientTransformation, train: TrainState) -> None:

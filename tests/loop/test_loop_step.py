@@ -130,3 +130,16 @@ def test_plain_optax_serves_as_the_optimizer(model):
     assert np.abs(np.asarray(state.params["head/kernel"]) - before).max() == pytest.approx(
         1e-3, rel=1e-3
     )
+
+
+def test_a_step_that_is_not_finite_changes_nothing_under_plain_optax(model):
+    table, _, _ = make_loop(model)
+    tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3))
+    batch = dict(jaxft.batches(model, TEXTS, LABELS, batch_size=8).batch(0))
+    batch["weights"] = batch["weights"] * np.nan
+    state = jaxft.init_state(model, table, tx)
+    before = jax.tree.map(np.asarray, (state.train.trainable, state.train.opt_state))
+    state, metrics = jaxft.make_step(loss_fn, tx)(state, batch)
+    assert int(metrics["bad_steps"]) == 1
+    after = state.train.trainable, state.train.opt_state
+    jax.tree.map(np.testing.assert_array_equal, after, before)
