@@ -29,7 +29,8 @@ class Group:
         optimizer: the name of an update rule of its own.
 
     Raises:
-        UserError: neither or both of `match` and `depth` are given, or a range is upside down.
+        UserError: neither or both of `match` and `depth` are given, a range is upside down, or a
+            decay is negative.
     """
 
     name: str
@@ -43,11 +44,15 @@ class Group:
     optimizer: str | None = None
 
     def __post_init__(self) -> None:
-        if (self.match is None) == (self.depth is None) or self.match == []:
+        if (self.match is None) == (self.depth is None) or self.match in ([], ()):
             raise UserError(f"Group '{self.name}' needs exactly one of match and depth.")
         if self.depth is not None and not 0 <= self.depth[0] <= self.depth[1]:
             low, high = self.depth
             raise UserError(f"Group '{self.name}': depth ({low}, {high}) is not (lowest, highest).")
+        if self.weight_decay is not None and not self.weight_decay >= 0:
+            raise UserError(
+                f"Group '{self.name}': weight_decay is {self.weight_decay}, and must be 0 or more."
+            )
         if self.name == REST:
             raise UserError(f"'{REST}' is the group of all parameters that no other group owns.")
 

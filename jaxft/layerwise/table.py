@@ -251,10 +251,15 @@ def build_table(
 
 
 def _check_rates(table: LayerTable) -> None:
-    """Raise a UserError for a learning rate that float32 does not hold."""
+    """Raise a UserError for a learning rate that is negative or that float32 does not hold."""
     peaks = {group.name: group.peak_rate for group in table.groups}
     for leaf in table.leaves:
         rate = peaks[leaf.group] * leaf.multiplier
+        if not rate >= 0:  # NaN too
+            raise UserError(
+                f"The learning rate of '{leaf.name}' is {rate:.3g}, and must be 0 or more.",
+                f"Change lr, or lr and lr_mult of group '{leaf.group}'.",
+            )
         if max(rate, leaf.multiplier, peaks[leaf.group]) > LARGEST_FLOAT32:
             raise UserError(
                 f"The learning rate of '{leaf.name}' is {rate:.3g}, with the multiplier "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -100,22 +101,36 @@ def batches(
         raise UserError("batches: there is no text.")
     if batch_size < 1:
         raise UserError(f"batches: batch_size is {batch_size}, and must be 1 or more.")
+    if not 0 <= epochs < math.inf:
+        raise UserError(f"batches: epochs is {epochs}, and must be 0 or more.")
     for name, column in (("labels", labels), ("pairs", pairs)):
         if column is not None and len(column) != len(texts):
             raise UserError(f"batches: {len(texts)} texts and {len(column)} {name}.")
     tokenizer = load_tokenizer(model.tokenizer_folder)
-    most = min(max_length or model.max_positions, model.max_positions)
+    most = model.max_positions if max_length is None else min(max_length, model.max_positions)
     encoded = tokenizer.encode(texts, pairs, most)
     longest = max(len(ids) for ids in encoded.ids)
     plan = TrainPlan(np.ones(len(texts), np.int64), seed, batch_size, 1, 1)
-    values = None if labels is None else np.asarray(labels)
-    if values is not None and values.dtype.kind not in "biuf":
-        raise UserError(
-            f"batches: a label is {values.flat[0]!r}, which is no number.",
-            "Pass the number of its class: names.index(label).",
-        )
-    if values is not None:
-        values = values.astype(np.float32 if values.dtype.kind == "f" else np.int32)
+    values = None if labels is None else _as_labels(labels)
     typed = any(types.any() for types in encoded.type_ids)
     row_length = min(round_up(longest, ROW_STEP), model.max_positions)
     return TextBatches(encoded, values, plan, epochs, row_length, tokenizer.pad_id, typed)
+
+
+def _as_labels(labels: Sequence[int] | Sequence[float] | np.ndarray) -> np.ndarray:
+    """Return labels as int32 or float32."""
+    values = np.asarray(labels)
+    if values.dtype.kind not in "biuf":
+        wrong = next((one for one in values.flat if not isinstance(one, int | float)), values)
+        raise UserError(
+            f"batches: a label is {wrong!r}, which is no number.",
+            "Pass the number of its class: names.index(label).",
+        )
+    if values.dtype.kind == "f":
+        return values.astype(np.float32)
+    integers = values.astype(np.int32)
+    if (integers != values).any():
+        raise UserError(
+            f"batches: a label is {values[integers != values][0]}, more than int32 holds."
+        )
+    return integers

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxft.config.recipe import OF_PRESETS
 from jaxft.errors import UserError
 from jaxft.layerwise.block_types import TYPE_PRESETS
 from jaxft.layerwise.depth import DEPTH_PRESETS
@@ -27,7 +28,7 @@ def layer_table(
     model: Model,
     *,
     groups: Sequence[Group] = (),
-    layer_decay: float = 1.0,
+    layer_decay: float | None = None,
     preset: str = "mae",
     lr: float,
     no_decay: Sequence[str] | None = None,
@@ -38,9 +39,10 @@ def layer_table(
     Args:
         model: loaded or described.
         groups: in order; the first that matches a parameter owns it, the group `rest` the others.
-        layer_decay: multiplies the rate once a layer down; 1 is off.
+        layer_decay: multiplies the rate once a layer down, above 0 and up to 1, which is off; None
+            is the preset's own: 1 / 2.6 of ulmfit, 1 of all others.
         preset: counts layers and exponents (timm, mae, electra, ulmfit), or multiplies rates by
-            type (sharpness, fan_in).
+            type (sharpness, fan_in), which leaves no decay by layer.
         lr: peak learning rate of groups without their own.
         no_decay: patterns of the parameters that weight decay skips; None skips biases, norms,
             position embeddings and scalars.
@@ -48,12 +50,15 @@ def layer_table(
 
     Raises:
         UserError: a pattern or depth range that matches nothing, a group that owns nothing, two
-            groups of one name, a preset that is none of these, or nothing left to train.
+            groups of one name, a preset that is none of these, a decay that is none or that the
+            preset does not read, a name that the model does not have, or nothing left to train.
     """
-    known = (*DEPTH_PRESETS, *TYPE_PRESETS)
-    if preset not in known:
-        raise UserError(f"layer_table: the preset is '{preset}'.", f"Known: {', '.join(known)}.")
     names = natural_order(model.params)
+    if only is not None and (unknown := set(only) - set(names)):
+        raise UserError(
+            f"layer_table: only has '{min(unknown)}', which is no parameter of the model.",
+            "It holds whole names; groups and no_decay take patterns.",
+        )
     skipped = [n for pattern in no_decay or () for n in select(pattern, names, "no_decay")]
     return build_table(
         model.params,
@@ -61,7 +66,7 @@ def layer_table(
         tops=model.tops,
         no_decay=model.no_decay if no_decay is None else skipped,
         groups=groups,
-        layer_decay=layer_decay,
+        layer_decay=_decay_of(preset, layer_decay),
         preset=preset,
         lr=lr,
         algorithm=DEFAULT,
@@ -69,6 +74,24 @@ def layer_table(
         only=only,
         final_norms=model.final_norms,
     )
+
+
+def _decay_of(preset: str, layer_decay: float | None) -> float:
+    """Return the decay of rates a layer under a preset."""
+    known = (*DEPTH_PRESETS, *TYPE_PRESETS)
+    if preset not in known:
+        raise UserError(f"layer_table: the preset is '{preset}'.", f"Known: {', '.join(known)}.")
+    if layer_decay is None:
+        return float(OF_PRESETS.get(preset, {}).get("rate", 1.0))
+    if not 0 < layer_decay <= 1:
+        raise UserError(f"layer_table: layer_decay is {layer_decay}, and must be in (0, 1].")
+    if preset in TYPE_PRESETS and layer_decay != 1:
+        raise UserError(
+            f"layer_table: layer_decay and the preset {preset} both set the multipliers of lower "
+            "layers.",
+            "Remove one of the two.",
+        )
+    return layer_decay
 
 
 class OptimizerState(NamedTuple):
@@ -105,18 +128,15 @@ def optimizer(
         A transformation of the trainable leaves alone: name -> array.
 
     Raises:
-        UserError: a group names a rule that is not there, or a schedule that is no function; or a
-            rule descends by itself, as `optax.adam(1e-3)` does, and would ascend here.
+        UserError: a group names a rule that is not there, or a schedule that is no function; a
+            number is out of its range; or a rule descends by itself, as `optax.adam(1e-3)` does,
+            and would ascend here.
     """
-    by_name = rule if isinstance(rule, Mapping) else {DEFAULT: rule}
-    if missing := rules_of(table) - by_name.keys():
-        raise UserError(
-            f"optimizer: the table names the rule '{min(missing)}', which is not given.",
-            f"Pass {{'{DEFAULT}': ..., '{min(missing)}': ...}} as the rule.",
-        )
-    for name, one in by_name.items():
-        _require_direction(name, one)
-    rules = {name: descends(one) for name, one in by_name.items()}
+    if clip is not None and not clip > 0:
+        raise UserError(f"optimizer: clip is {clip}, and must be above 0, or None not to clip.")
+    if not weight_decay >= 0:
+        raise UserError(f"optimizer: weight_decay is {weight_decay}, and must be 0 or more.")
+    rules = {name: descends(one) for name, one in _rules_by_name(table, rule).items()}
     inner = make_optimizer(table, rules, clip)
     multipliers, decays = table.multipliers(), table.weight_decays(weight_decay)
     rows = [
@@ -157,8 +177,29 @@ def optimizer(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+def _rules_by_name(
+    table: LayerTable, rule: optax.GradientTransformation | Mapping[str, Any]
+) -> Mapping[str, optax.GradientTransformation]:
+    """Return the rule of each name in a table."""
+    by_name = rule if isinstance(rule, Mapping) else {DEFAULT: rule}
+    if missing := rules_of(table) - by_name.keys():
+        needed = ", ".join(f"'{name}': ..." for name in sorted({DEFAULT, *missing}))
+        raise UserError(
+            f"optimizer: the table names the rule '{min(missing)}', which is not given.",
+            f"Pass {{{needed}}} as the rule.",
+        )
+    for name, one in by_name.items():
+        _require_direction(name, one)
+    return by_name
+
+
 def _require_direction(name: str, rule: optax.GradientTransformation) -> None:
     """Raise a UserError for a rule that answers a gradient of ones with negative numbers."""
+    if not isinstance(rule, optax.GradientTransformation):
+        raise UserError(
+            f"optimizer: the rule '{name}' is a {type(rule).__name__}, no optax transformation.",
+            "Pass one that returns a direction, such as optax.scale_by_adam().",
+        )
     ones = {"kernel": jnp.ones((2, 2))}
     try:
         directions, _ = rule.update(ones, rule.init(ones), ones)
@@ -172,7 +213,9 @@ def _require_direction(name: str, rule: optax.GradientTransformation) -> None:
 
 
 def _function(schedule: Schedule | Multiplier | None) -> Multiplier:
-    """Take a schedule that is a function; 1 throughout without one."""
-    if isinstance(schedule, Schedule):
-        raise UserError("Group.schedule: here it is a function from a step to a multiplier.")
-    return schedule or optax.constant_schedule(1.0)
+    """Return a schedule that is a function; 1 throughout without one."""
+    if schedule is None:
+        return optax.constant_schedule(1.0)
+    if not callable(schedule):
+        raise UserError("schedule: here it is a function from a step to a multiplier.")
+    return schedule

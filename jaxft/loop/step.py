@@ -32,6 +32,7 @@ Apply = Callable[[Params, Batch, jax.Array | None], dict[str, jax.Array]]
 # (apply, params, batch, dropout key) -> (sum of losses, their weight), or metrics by name, each
 # a sum and a weight, the loss under "loss".
 Loss = Callable[[Apply, Params, Batch, jax.Array], Sum | Mapping[str, Sum]]
+REMAT = ("none", "dots", "full")
 NO_INPUTS = StepInputs(None, None, None)  # an optimizer with its own rates needs none
 
 
@@ -89,8 +90,14 @@ def init_state(
         remat: none, dots or full: what the backward pass computes again.
 
     Raises:
-        UserError: the mesh in scope has other axes than `jaxft.make_mesh`'s.
+        UserError: the mesh in scope has other axes than `jaxft.make_mesh`'s, or an option is none
+            of these.
     """
+    if remat not in REMAT or not (isinstance(scan, bool) or scan == "auto"):
+        raise UserError(
+            f"init_state: remat is {remat!r} and scan {scan!r}.",
+            f"remat is {', '.join(REMAT[:-1])} or {REMAT[-1]}; scan is True, False or auto.",
+        )
     mesh = _mesh_of(model)
     check_context(model.towers, mesh)
     compute = compute_for(
@@ -132,7 +139,13 @@ def make_step(
     Returns:
         The step. Metrics are device scalars: each mean, `weight`, `grad_norm`, and `bad_steps`,
         the steps in a row that were not finite.
+
+    Raises:
+        UserError: `accumulate` is no number of micro-batches; or, by the step, of a batch's rows,
+            of the loss, or of a state of another optimizer.
     """
+    if not isinstance(accumulate, int) or accumulate < 1:
+        raise UserError(f"make_step: accumulate is {accumulate!r}, and must be 1 or more.")
     compiled: dict[tuple[Model, Compute], Callable[..., Any]] = {}
 
     def step(state: LoopState, batch: Batch) -> tuple[LoopState, dict[str, jax.Array]]:
@@ -152,6 +165,7 @@ def make_step(
                 donate=donate,
             )
         placed = _placed(batch, batch_sharding(state.mesh))
+        _check_rows(placed, accumulate)
         train, metrics = compiled[key](state.train, state.frozen, placed, NO_INPUTS)
         return dataclasses.replace(state, train=train), metrics
 
@@ -206,6 +220,7 @@ def _objective(loss_fn: Loss, model: Model, compute: Compute) -> Objective:
         assert key is not None  # a train step has one
         sums = loss_fn(apply, params, batch, key)
         named = dict(sums) if isinstance(sums, Mapping) else {"loss": sums}
+        _check_sums(named)
         return {
             name: (jnp.asarray(total, jnp.float32), jnp.asarray(weight, jnp.float32))
             for name, (total, weight) in named.items()
@@ -214,9 +229,38 @@ def _objective(loss_fn: Loss, model: Model, compute: Compute) -> Objective:
     return objective
 
 
+def _check_sums(named: Mapping[str, Any]) -> None:
+    """Raise a UserError where a loss returns other than pairs of scalars, with one as `loss`."""
+    mend = "Return (sum of losses, their weight), or several such pairs by name, one as 'loss'."
+    if "loss" not in named:
+        raise UserError(f"make_step: the loss has {', '.join(named)}, and no 'loss'.", mend)
+    for name, pair in named.items():
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            raise UserError(f"make_step: '{name}' is no pair of a sum and its weight.", mend)
+        if any(jnp.ndim(one) for one in pair):
+            shapes = " and ".join(str(jnp.shape(one)) for one in pair)
+            raise UserError(f"make_step: '{name}' has the shapes {shapes}, not scalars.", mend)
+
+
+def _check_rows(batch: Mapping[str, jax.Array], accumulate: int) -> None:
+    """Raise a UserError where the rows of a batch do not divide into micro-batches."""
+    for name, array in batch.items():
+        if not array.shape[0] or array.shape[0] % accumulate:
+            raise UserError(
+                f"make_step: the {array.shape[0]} rows of '{name}' do not divide into {accumulate} "
+                "micro-batches."
+            )
+
+
 def _placed(batch: Batch, rows: NamedSharding) -> dict[str, jax.Array]:
     """Put the arrays of the host onto the mesh; those of a device stay."""
     host = {n: np.asarray(a) for n, a in batch.items() if not isinstance(a, jax.Array)}
+    for name, array in {**batch, **host}.items():
+        if not np.ndim(array) or (name in host and array.dtype.kind in "OSUMm"):
+            raise UserError(
+                f"make_step: '{name}' of the batch is no array of numbers with a row an example.",
+                "Leave it out of the batch; a loss may read it from where it is defined.",
+            )
     return {**batch, **place_batch(host, rows)}
 
 

@@ -103,3 +103,52 @@ def test_what_a_person_may_get_wrong():
         make_table(*twice)
     with pytest.raises(jaxft.UserError, match="the rule 'default' descends by itself"):
         jaxft.optimizer(make_table(), optax.adam(1e-3))
+
+
+class Described:
+    """What `layer_table` reads of a model."""
+
+    params = {  # noqa: RUF012
+        name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in SHAPES.items()
+    }
+    depths, tops, no_decay, final_norms = DEPTHS, dict.fromkeys(DEPTHS, 1), ("low/bias",), ()
+
+
+def multipliers(**options):
+    return jaxft.layer_table(Described, lr=0.1, **options).multipliers().tolist()
+
+
+def test_a_preset_has_its_own_decay_unless_there_is_another():
+    assert multipliers(preset="ulmfit") == pytest.approx([1 / 2.6, 1 / 2.6, 1])
+    assert multipliers(preset="ulmfit", layer_decay=0.5) == [0.5, 0.5, 1]
+    assert multipliers() == [1, 1, 1]
+    with pytest.raises(jaxft.UserError, match="layer_decay and the preset sharpness both set"):
+        multipliers(preset="sharpness", layer_decay=0.5)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: multipliers(layer_decay=-0.5), r"layer_decay is -0.5, and must be in \(0, 1\]"),
+        (lambda: jaxft.layer_table(Described, lr=-0.1), "is -0.1, and must be 0 or more"),
+        (lambda: make_table(jaxft.Group("a", match="low/.*", lr_mult=float("nan"))), "is nan, and"),
+        (lambda: jaxft.Group("a", match=()), "exactly one of match and depth"),
+        (lambda: jaxft.Group("a", match=".*", weight_decay=-1), "weight_decay is -1, and must"),
+        (lambda: multipliers(only=["low/.*"]), r"only has 'low/\.\*', which is no parameter"),
+        (lambda: jaxft.optimizer(make_table(), optax.identity(), clip=0), "clip is 0, and must"),
+        (lambda: jaxft.optimizer(make_table(), optax.identity(), clip=-1), "clip is -1, and must"),
+        (lambda: jaxft.optimizer(make_table(), "adamw"), "is a str, no optax transformation"),
+        (
+            lambda: jaxft.optimizer(make_table(), optax.identity(), weight_decay=-1),
+            "weight_decay is -1, and must",
+        ),
+        (
+            lambda: jaxft.optimizer(make_table(), optax.identity(), schedule=0.5),
+            "a function from a step to a multiplier",
+        ),
+    ],
+)
+def test_numbers_out_of_range_are_one_sentence(call, message):
+    """A negative rate ascends, and a clip of 0 moves nothing."""
+    with pytest.raises(jaxft.UserError, match=message):
+        call()

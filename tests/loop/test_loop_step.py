@@ -143,3 +143,39 @@ def test_a_step_that_is_not_finite_changes_nothing_under_plain_optax(model):
     assert int(metrics["bad_steps"]) == 1
     after = state.train.trainable, state.train.opt_state
     jax.tree.map(np.testing.assert_array_equal, after, before)
+
+
+def with_loss(loss):
+    return {"loss_fn": lambda apply, params, batch, key: loss(batch["weights"])}
+
+
+@pytest.mark.parametrize(
+    ("options", "change", "message"),
+    [
+        ({"accumulate": 0}, {}, "accumulate is 0, and must be 1 or more"),
+        ({"accumulate": 3}, {}, "the 8 rows of '.*' do not divide into 3 micro-batches"),
+        ({}, {"texts": TEXTS[:8]}, "'texts' of the batch is no array of numbers"),
+        ({}, {"scale": 2.0}, "'scale' of the batch is no array of numbers"),
+        (with_loss(lambda w: w.sum()), {}, "'loss' is no pair of a sum and its weight"),
+        (with_loss(lambda w: (w, w.sum())), {}, r"'loss' has the shapes \(8,\) and \(\)"),
+        (with_loss(lambda w: {"ce": (w.sum(), 1)}), {}, "the loss has ce, and no 'loss'"),
+    ],
+)
+def test_what_a_step_cannot_take_is_one_sentence(model, options, change, message):
+    table, tx, _ = make_loop(model)
+    batch = jaxft.batches(model, TEXTS, LABELS, batch_size=8).batch(0)
+    state = jaxft.init_state(model, table, tx)
+    with pytest.raises(jaxft.UserError, match=message):
+        jaxft.make_step(**{"loss_fn": loss_fn, "tx": tx, **options})(state, batch | change)
+
+
+def test_options_and_labels_that_are_none_are_one_sentence(model):
+    table, tx, _ = make_loop(model)
+    with pytest.raises(jaxft.UserError, match="remat is 'some' and scan 'auto'"):
+        jaxft.init_state(model, table, tx, remat="some")
+    with pytest.raises(jaxft.UserError, match="a label is 4294967297, more than int32 holds"):
+        jaxft.batches(model, ["a", "b"], [2**32 + 1, 0], batch_size=2)
+    with pytest.raises(jaxft.UserError, match="a label is None, which is no number"):
+        jaxft.batches(model, ["a", "b"], [0, None], batch_size=2)
+    with pytest.raises(jaxft.UserError, match="epochs is -1, and must be 0 or more"):
+        jaxft.batches(model, ["a", "b"], batch_size=2, epochs=-1)
