@@ -10,6 +10,7 @@ from jaxft.errors import UserError
 from jaxft.layerwise.moments import FLOAT32, moment_bytes
 
 MUON, ADAMW = "muon", "adamw"
+MATRICES = ("kernel", "lora_a", "lora_b")  # the leaves that a linear map multiplies with
 SMALLEST_FACTORED = 128  # the shorter of two sides from which Adafactor keeps two vectors
 
 
@@ -36,8 +37,12 @@ class Owned(Protocol):
 
 
 def is_matrix(name: str, shape: tuple[int, ...]) -> bool:
-    """Tell a leaf that Muon takes: a matrix of a block, so neither embeddings nor a head."""
-    return len(shape) == 2 and "blocks/" in name
+    """Tell a leaf that Muon takes: the matrix of a block's linear map.
+
+    Neither embeddings nor a head are, nor tables of relative positions, [buckets, heads], nor the
+    biases of a mixture's experts, [experts, outputs].
+    """
+    return len(shape) == 2 and "blocks/" in name and name.rpartition("/")[2] in MATRICES
 
 
 def check_matrices(leaves: Sequence[Owned], groups: Iterable[Ruled]) -> None:

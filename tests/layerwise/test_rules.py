@@ -330,6 +330,21 @@ def is_schedule_free(node) -> bool:
     return isinstance(node, contrib.ScheduleFreeState)
 
 
+@pytest.mark.parametrize(
+    ("name", "shape", "is_one"),
+    [
+        ("blocks/0/mlp/up/kernel", (8, 4), True),
+        ("decoder/blocks/0/attention/query/lora_b", (2, 4), True),
+        ("blocks/0/attention/distances/table", (49, 4), False),  # relative positions of a BEiT
+        ("blocks/0/mlp/experts/down/bias", (4, 8), False),  # of a gpt-oss
+        ("blocks/0/mlp/experts/down/kernel", (4, 8, 4), False),
+        ("head/kernel", (8, 2), False),
+    ],
+)
+def test_muon_takes_the_matrices_of_blocks_linear_maps_alone(name, shape, is_one):
+    assert is_matrix(name, shape) is is_one
+
+
 def test_muon_without_a_matrix_says_so():
     shapes = {"embeddings/word": (6, 4), "head/kernel": (4, 2)}
     with pytest.raises(UserError, match="muon moves matrices of blocks, and group 'rest' has none"):
