@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 from pydantic import ModelWrapValidatorHandler, model_validator
@@ -156,6 +156,7 @@ def check_optimizer(
         if group.optimizer or group.schedule
     ]
     named = {rule for rule, _ in rules}
+    _check_numbers(optimizer, named | {group.optimizer for group in groups if group.optimizer})
     if not isinstance(phases, str):
         rules += [(rule, one.schedule) for rule in named for one in phases if one.schedule]
     if optimizer.adam_lr is not None and MUON not in named:
@@ -171,6 +172,19 @@ def check_optimizer(
         )
     if SCHEDULE_FREE in named and ema is not None:
         raise ValueError(f"{SCHEDULE_FREE} already evaluates an average: remove train.ema")
+
+
+def _check_numbers(optimizer: OptimizerSection, rules: Collection[str]) -> None:
+    """Raise a ValueError for a number that is set and that no rule of the run reads."""
+    fields = type(optimizer).model_fields
+    for number in sorted({name for numbers in NUMBERS.values() for name in numbers}):
+        readers = [rule for rule, numbers in NUMBERS.items() if number in numbers]
+        is_set = getattr(optimizer, number) != fields[number].default
+        if is_set and not set(readers) & set(rules):
+            raise ValueError(
+                f"'optimizer.{number}' applies to {', '.join(readers)} only, and no group has one "
+                "of these: remove it"
+            )
 
 
 def check_fused(config: Any) -> None:

@@ -41,10 +41,17 @@ def phase_setups(setup: Setup) -> tuple[PhaseSetup, ...]:
     """Set up each phase of a run, with its rematerialization resolved.
 
     Raises:
-        UserError: as `setup`, or `train.remat` names what cannot be kept.
+        UserError: as `setup`, `train.remat` names what cannot be kept, or L2-SP decays nothing.
     """
     _check(setup)
-    return tuple(with_remat(setup, phase_setup(setup, phase)) for phase in setup.phases)
+    phases = [phase_setup(setup, phase) for phase in setup.phases]
+    if setup.config.regularise.l2_sp and not any(phase.anchored for phase in phases):
+        raise UserError(
+            "regularise.l2_sp: it decays parameters towards the checkpoint's, and all that train "
+            "here are new.",
+            "Set it to 0; optimizer.weight_decay decays new ones towards 0.",
+        )
+    return tuple(with_remat(setup, phase) for phase in phases)
 
 
 def with_remat(setup: Setup, now: PhaseSetup) -> PhaseSetup:

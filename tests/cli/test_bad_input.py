@@ -65,6 +65,7 @@ CONFIG_MISTAKES = {
     "optimizer.name=lionn": "Did you mean 'lion'?",
     "optimizer.scale=sqrt": "'scale' and 'reference_batch' go together: set both or neither",
     "optimizer.adam_lr=1e-3": "'optimizer.adam_lr' applies to muon only",
+    "optimizer.momentum=0.5": "'optimizer.momentum' applies to sgd, lars, muon only, and no group",
     "optimizer.name=schedule_free_adamw": "set schedule.kind to constant",
     "groups=[{name: low, depth: [0, 0], optimizer: muon}]": "group 'low' has none",
     "train.ema=1.5": "'train.ema'",

@@ -1,10 +1,14 @@
 """L2-SP in a run: what was pretrained stays nearer to where it began, what is new does not."""
 
+import jax
 import numpy as np
 import pytest
 
 import jaxft
+from jaxft.engine.remat import phase_setups
+from jaxft.engine.setup import build
 from jaxft.engine.trained import open_trained
+from jaxft.errors import UserError
 from tests.support.tiny import tiny_checkpoint, tiny_config, tiny_reviews
 
 NAME = "blocks/1/mlp/up/kernel"
@@ -33,3 +37,11 @@ def test_a_run_stays_near_its_checkpoint(tmp_path):
     start = jaxft.load(str(tmp_path / "checkpoint")).params
     free, pulled = (np.linalg.norm(np.asarray(end[NAME] - start[NAME])) for end in ends)
     assert 0 < pulled < 0.7 * free
+
+
+def test_a_decay_of_nothing_is_refused(tmp_path):
+    """Adapter and head are new."""
+    adapted = tiny_config(tmp_path, adapter={"kind": "lora"}, regularise={"l2_sp": 0.1})
+    setup = build(adapted, devices=jax.devices()[:1])
+    with pytest.raises(UserError, match="it decays parameters towards the checkpoint's, and all"):
+        phase_setups(setup)
