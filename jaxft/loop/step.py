@@ -98,6 +98,8 @@ def init_state(
             f"init_state: remat is {remat!r} and scan {scan!r}.",
             f"remat is {', '.join(REMAT[:-1])} or {REMAT[-1]}; scan is True, False or auto.",
         )
+    if {leaf.name for leaf in table.leaves} != set(model.params):
+        raise UserError("init_state: the table is of another model.", "Make it of this one.")
     mesh = _mesh_of(model)
     check_context(model.towers, mesh)
     compute = compute_for(
@@ -173,7 +175,13 @@ def make_step(
 
 
 def trained(model: Model, state: LoopState) -> Model:
-    """Put a loop's trained parameters into its model; frozen ones are as they were loaded."""
+    """Put a loop's trained parameters into its model; frozen ones are as they were loaded.
+
+    Raises:
+        UserError: the state is of another model.
+    """
+    if state.params.keys() != model.params.keys():
+        raise UserError("trained: the state is of another model.", "Pass the one it was made of.")
     frozen = {
         name: jax.device_put(model.params[name], leaf.sharding)
         for name, leaf in state.frozen.items()

@@ -212,11 +212,13 @@ def class_labels(
     count = fields.get("num_labels") or 2
     stored = fields.get("id2label") or {str(i): f"LABEL_{i}" for i in range(count)}
     own = tuple(stored[key] for key in sorted(stored, key=int))
+    if (num_labels is not None and num_labels < 1) or (labels is not None and not len(labels)):
+        raise UserError("A head of classes needs one or more: num_labels, or the names in labels.")
     if labels is None:
         count = len(own) if num_labels is None else num_labels
         return own, own if count == len(own) else tuple(f"LABEL_{i}" for i in range(count))
     if num_labels not in (None, len(labels)):
         raise UserError(f"num_labels is {num_labels}, but {len(labels)} labels are named.")
     if len(set(labels)) != len(labels):
-        raise UserError(f"A label is named twice: {', '.join(labels)}.")
-    return own, tuple(labels)
+        raise UserError(f"A label is named twice: {', '.join(map(str, labels))}.")
+    return own, tuple(map(str, labels))

@@ -179,3 +179,39 @@ def test_options_and_labels_that_are_none_are_one_sentence(model):
         jaxft.batches(model, ["a", "b"], [0, None], batch_size=2)
     with pytest.raises(jaxft.UserError, match="epochs is -1, and must be 0 or more"):
         jaxft.batches(model, ["a", "b"], batch_size=2, epochs=-1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rank": 0}, "a rank is 0, and must be a whole number from 1"),
+        ({"alpha": -1}, "alpha is -1, and must be above 0"),
+        ({"dropout": 1.0}, r"dropout is 1.0, and must be in \[0, 1\)"),
+        ({"match": ".*/query/kernel"}, "must be one or more patterns"),
+        ({"match": ()}, "must be one or more patterns"),
+    ],
+)
+def test_an_adapter_that_cannot_be_is_one_sentence(options, message):
+    with pytest.raises(jaxft.UserError, match=message):
+        jaxft.Adapter(**{"rank": 2, "alpha": 4, **options})
+
+
+def test_a_table_and_a_state_of_another_model_are_one_sentence(model):
+    table, tx, _ = make_loop(model)
+    state = jaxft.init_state(model, table, tx)
+    folder = model.source.folder
+    adapted = jaxft.load(
+        folder, task="text_classification", num_labels=2, adapter=jaxft.Adapter(2, 4.0)
+    )
+    with pytest.raises(jaxft.UserError, match="the table is of another model"):
+        jaxft.init_state(adapted, table, tx)
+    with pytest.raises(jaxft.UserError, match="the state is of another model"):
+        jaxft.trained(adapted, state)
+
+
+def test_classes_are_one_or_more_and_have_names(model):
+    folder = model.source.folder
+    for none in ({"labels": ()}, {"num_labels": 0}):
+        with pytest.raises(jaxft.UserError, match="A head of classes needs one or more"):
+            jaxft.load(folder, task="text_classification", **none)
+    assert jaxft.load(folder, task="text_classification", labels=range(3)).labels == ("0", "1", "2")

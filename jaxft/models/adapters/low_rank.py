@@ -44,6 +44,9 @@ class Adapter:
         rslora: whether the factor is alpha / sqrt(r) (https://arxiv.org/abs/2312.03732).
         principal: whether the matrices start at the kernel's largest components (PiSSA).
         tokens: tokens whose word embeddings train too, as text or ids.
+
+    Raises:
+        UserError: a rank, alpha or dropout out of its range, or a `match` that is no patterns.
     """
 
     rank: int
@@ -55,6 +58,17 @@ class Adapter:
     rslora: bool = False
     principal: bool = False
     tokens: tuple[str | int, ...] = ()
+
+    def __post_init__(self) -> None:
+        for rank in (self.rank, *(rank for _, rank in self.ranks)):
+            if not isinstance(rank, int) or rank < 1:
+                raise UserError(f"Adapter: a rank is {rank}, and must be a whole number from 1.")
+        if not self.alpha > 0:
+            raise UserError(f"Adapter: alpha is {self.alpha}, and must be above 0.")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"Adapter: dropout is {self.dropout}, and must be in [0, 1).")
+        if self.match is not None and (isinstance(self.match, str) or not self.match):
+            raise UserError(f"Adapter: match is {self.match!r}, and must be one or more patterns.")
 
 
 @dataclass(frozen=True, eq=False)
