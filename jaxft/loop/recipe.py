@@ -214,8 +214,6 @@ def _require_direction(name: str, rule: optax.GradientTransformation) -> None:
 
 def _function(schedule: Schedule | Multiplier | None) -> Multiplier:
     """Return a schedule that is a function; 1 throughout without one."""
-    if schedule is None:
-        return optax.constant_schedule(1.0)
-    if not callable(schedule):
+    if isinstance(schedule, Schedule) or not (schedule is None or callable(schedule)):
         raise UserError("schedule: here it is a function from a step to a multiplier.")
-    return schedule
+    return schedule or optax.constant_schedule(1.0)
