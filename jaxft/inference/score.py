@@ -17,6 +17,7 @@ from jaxft.engine.initial_state import load_params
 from jaxft.engine.setup import build
 from jaxft.engine.trained import Which, new_at_start, open_trained
 from jaxft.errors import UserError
+from jaxft.runs.leaves import finite
 
 Params = dict[str, jax.Array]
 
@@ -76,7 +77,7 @@ def score(
         "source": rows.source.spec,
         "step": trained.step,
         "examples": len(rows.examples),
-        "metrics": result.scores,
+        "metrics": finite(result.scores),
     }
     if not (shares or similarity):
         return report
@@ -87,7 +88,7 @@ def score(
         report["line"] = [
             {
                 "share": share,
-                "metrics": evaluate(setup, step, between(start, end, share), rows).scores,
+                "metrics": finite(evaluate(setup, step, between(start, end, share), rows).scores),
             }
             for share in shares
         ]

@@ -31,9 +31,9 @@ def box_scores(
 
     Returns:
         `map` over overlaps of 0.5 to 0.95, `map_50` and `map_75` at one each, `map_small`,
-        `map_medium` and `map_large` of boxes below 32 x 32 pixels, up to 96 x 96, and above, where
-        there are any, and of several classes `map/NAME`. Classes of which there is nothing count
-        nowhere.
+        `map_medium` and `map_large` of boxes below 32 x 32 pixels, up to 96 x 96, and above, and
+        of several classes `map/NAME`, where there are any. Classes of which there is nothing count
+        nowhere; without any box, the first three are nan.
 
     Source: https://cocodataset.org/#detection-eval; Lin et al. (2014),
     https://arxiv.org/abs/1405.0312.
@@ -55,11 +55,10 @@ def box_scores(
     by_size = scored.eval["precision"][..., -1]  # [overlaps, recalls, classes, sizes]
     precision = by_size[..., 0]
     scores = {"map": _mean(precision), "map_50": _mean(precision[0]), "map_75": _mean(precision[5])}
-    sizes = {f"map_{size}": _mean(by_size[..., 1 + n]) for n, size in enumerate(SIZES)}
-    scores |= {name: value for name, value in sizes.items() if not math.isnan(value)}
+    parts = {f"map_{size}": _mean(by_size[..., 1 + n]) for n, size in enumerate(SIZES)}
     if len(names) > 1:
-        scores |= {f"map/{name}": _mean(precision[:, :, i]) for i, name in enumerate(names)}
-    return scores
+        parts |= {f"map/{name}": _mean(precision[:, :, i]) for i, name in enumerate(names)}
+    return scores | {name: value for name, value in parts.items() if not math.isnan(value)}
 
 
 def _mean(values: np.ndarray) -> float:

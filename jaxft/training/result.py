@@ -25,6 +25,7 @@ from jaxft.report.events import EventLog
 from jaxft.report.terminal.progress import Progress
 from jaxft.runs.checkpoint import Checkpoints
 from jaxft.runs.folder import RunFolder
+from jaxft.runs.leaves import finite
 from jaxft.storage.files import write_atomic
 
 RESULT = "result.json"
@@ -113,7 +114,7 @@ def final_result(
         "split": name,
         "step": step,
         "checkpoint": "last" if best is None else "best",
-        "metrics": evaluation.scores,
+        "metrics": finite(evaluation.scores),
         "examples": len(split.examples),
         "fingerprint": split.source.fingerprint,
         "warnings": setup.bound.warnings(evaluation.outcomes, split.examples),

@@ -232,9 +232,10 @@ def test_classes_are_scored_by_themselves_and_more_than_a_hundred_boxes_count():
     many = [(x, 0, x + 5, 5) for x in range(0, 1200, 10)]
     there = [gold(*many, FAR, labels=[0] * 120 + [1])]
     said = [found(*many, FAR, scores=[0.5] * 121, labels=[0] * 120 + [0])]
-    scores = box_scores(there, said, ["tree", "car"])
+    scores = box_scores(there, said, ["tree", "car", "boat"])
     assert scores["map/tree"] == pytest.approx(1.0, abs=0.01)
     assert (scores["map/car"], scores["map"]) == (0.0, scores["map/tree"] / 2)
+    assert "map/boat" not in scores, "nan, which result.json cannot hold"
 
 
 def test_pieces_cover_a_picture_and_boxes_come_back():
