@@ -107,6 +107,13 @@ def test_a_page_loads_nothing(run):
     assert "@import" not in body
 
 
+def test_two_towers_are_named(run):
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["model"]["checkpoint"] = {"encoder": "eye", "decoder": "mouth"}
+    (run / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    assert "from <code>eye and mouth</code>" in page_of(run)
+
+
 def test_the_figures_hold_the_events(run):
     drawn = figures_in(page_of(run))
     loss = {series["name"]: series for series in drawn["score-loss"]["series"]}

@@ -43,6 +43,16 @@ def test_every_figure_is_drawn_and_nothing_is_loaded(browser, page, scheme):
     assert browser.requests == [page.as_uri()]
 
 
+def test_a_line_of_one_point_is_seen(browser, tmp_path):
+    run = write_run(tmp_path)
+    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    trained = [line for line in lines if json.loads(line)["kind"] == "train"]
+    (run / "metrics.jsonl").write_text("".join(one for one in lines if one not in trained[1:]))
+    browser.open(write_page([run]))
+    points = "f => f.querySelectorAll('.scatterlayer .point').length"
+    assert browser.ask(f"({points})(document.getElementById('figure-grad_norm'))") == 1
+
+
 def test_the_theme_is_followed_while_the_page_is_open(browser, page):
     browser.open(page, "light")
     colour = f"{FIGURES}[0].querySelector('.js-line').style.stroke"

@@ -22,6 +22,7 @@ from jaxft.config.load import Config, to_yaml
 from jaxft.engine.setup import Setup
 from jaxft.layerwise.criteria.choose import CRITERIA, rank_correlations
 from jaxft.report.terminal.criteria import criteria_tables
+from jaxft.report.terminal.tables import checkpoint_names
 
 GROUPS_MARK = b"# Groups by jaxft layers"
 Begin = Callable[[int], None]  # called with the number of measurements to come
@@ -43,7 +44,7 @@ class LayerCriteria:
         """Return all of it as plain data."""
         scores = self.measured.scores
         return {
-            "checkpoint": str(self.setup.config.model.checkpoint),
+            "checkpoint": checkpoint_names(self.setup.config.model.checkpoint),
             "data": self.setup.config.data.train,
             "batches": self.measured.batches,
             "examples": self.measured.batches * self.measured.examples,

@@ -13,6 +13,7 @@ from jaxft.report.page.page import Served, fill
 from jaxft.report.page.study_figures import figures, label, setting_keys, text_of
 from jaxft.report.page.views import flatten
 from jaxft.report.terminal.study import short_key
+from jaxft.report.terminal.tables import checkpoint_names
 from jaxft.runs.folder import RunFolder
 from jaxft.storage import files
 
@@ -85,7 +86,7 @@ def _view(about: Mapping[str, Any], parts: Sequence[Mapping[str, Any]]) -> dict[
         "name": about["name"],
         "state": about["state"],
         "task": config["task"]["kind"].replace("_", " "),
-        "checkpoint": str(config["model"]["checkpoint"]),
+        "checkpoint": checkpoint_names(config["model"]["checkpoint"]),
         "started": about["started"].replace("T", " ").removesuffix("Z"),
         "command": shlex.join(map(str, about["command"])),
         "headline": _headline(about, ranking, keys),

@@ -34,7 +34,7 @@ from jaxft.report.page.predictions.search import has_images, searched
 from jaxft.report.page.predictions.texts import written
 from jaxft.report.page.predictions.tokens import tagged
 from jaxft.report.page.run import BEFORE, Run, config_text
-from jaxft.report.terminal.tables import part_of
+from jaxft.report.terminal.tables import checkpoint_names, part_of
 from jaxft.runs.history import group_pieces, pieces_text
 
 
@@ -53,7 +53,7 @@ def view(run: Run, index: int) -> dict[str, Any]:
         "index": index,
         "name": run.name,
         "command": _command(run.about),
-        "checkpoint": str((run.config.get("model") or {}).get("checkpoint", "")),
+        "checkpoint": checkpoint_names((run.config.get("model") or {}).get("checkpoint", "")),
         "task": run.task.replace("_", " "),
         "started": str(run.about.get("started", "")).replace("T", " ").removesuffix("Z"),
         "scores": _scores(run),

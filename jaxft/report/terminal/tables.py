@@ -183,6 +183,12 @@ def result_table(result: Mapping[str, Any]) -> RenderableType:
     return Group(Text(title, "bold"), table, *(Text(line, "bold yellow") for line in warned))
 
 
+def checkpoint_names(checkpoint: Any) -> str:
+    """Return a config's `model.checkpoint` as text: a name, or those of two towers."""
+    both = checkpoint.values() if isinstance(checkpoint, Mapping) else [checkpoint]
+    return " and ".join(map(str, both))
+
+
 def part_of(name: str) -> str:
     """The part of a model that a parameter is in: `blocks/3`, `embeddings`, `head`."""
     parts = name.split("/")

@@ -35,6 +35,11 @@ function shaded(share) {
   return `rgb(${mixed.join(", ")})`;
 }
 
+// A line of one point would not be seen.
+function dotted(series) {
+  return series.style === "points" || series.y.filter((value) => value !== null).length === 1;
+}
+
 // `picked` is the run that stands before all others, or null.
 function trace(series, format, curve, picked) {
   const colour = series.shade === undefined ? themed(`--c${series.colour % PALETTE}`) : shaded(series.shade);
@@ -44,7 +49,7 @@ function trace(series, format, curve, picked) {
     x: series.x,
     y: series.y,
     name: plain(series.name),
-    mode: star || series.style === "dots" ? "markers" : series.style === "points" ? "lines+markers" : "lines",
+    mode: star || series.style === "dots" ? "markers" : dotted(series) ? "lines+markers" : "lines",
     line: { color: colour, width: faint ? 1.25 : 2.25, dash: series.dash },
     marker: star
       ? { symbol: "star", size: 15, color: colour, line: { color: themed("--card"), width: 1.5 } }
