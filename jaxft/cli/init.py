@@ -29,8 +29,9 @@ SourceName = Annotated[
     str,
     typer.Argument(
         metavar="SOURCE",
-        help="A CSV, JSON lines, Parquet or Arrow file; a folder of images, of a TFDS or "
-        "`datasets` data set, or of train and test files; a TFDS name; or a source string.",
+        help="A CSV, TSV, JSON lines, COCO, Parquet or Arrow file; a folder of images (with COCO's "
+        "annotations too), of a TFDS or `datasets` data set, or of train and test files; a TFDS "
+        "name; or a source string.",
     ),
 ]
 Task = Annotated[str | None, typer.Option(metavar="KIND", help="The task.kind to learn.", **PARTS)]

@@ -180,6 +180,56 @@ def test_splits_by_folder_and_by_file(here, capsys):
     )
 
 
+def coco(path: Path, folder: Path) -> None:
+    """Images of a folder with a box each, in COCO's JSON."""
+    ids = range(1, 21)
+    for each in (path.parent, folder):
+        each.mkdir(parents=True, exist_ok=True)
+    for number in ids:
+        Image.new("RGB", (SIDE, SIDE)).save(folder / f"{number}.png")
+    images = [{"id": n, "file_name": f"{n}.png"} for n in ids]
+    boxes = [{"id": n, "image_id": n, "category_id": 3, "bbox": [0, 0, 9, 9]} for n in ids]
+    names = [{"id": 3, "name": "car"}, {"id": 4, "name": "tree"}]
+    content = {"images": images, "annotations": boxes, "categories": names}
+    path.write_text(json.dumps(content, indent=1))
+
+
+def test_boxes_in_the_folders_of_coco_and_of_roboflow(here, capsys):
+    for split in ("train2017", "val2017"):
+        coco(here / "street" / "annotations" / f"instances_{split}.json", here / "street" / split)
+    config = init(capsys, "street", checkpoint="vit")
+    assert config.task.kind == "object_detection"
+    assert config.data.train == "coco:street/annotations/instances_train2017.json"
+    assert config.data.eval == "coco:street/annotations/instances_val2017.json"
+    build(config)
+    for split in ("train", "valid", "test"):
+        coco(here / "robo" / split / "_annotations.coco.json", here / "robo" / split)
+    located = locate("robo")
+    assert located.train == "coco:robo/train/_annotations.coco.json"
+    assert located.eval == "coco:robo/valid/_annotations.coco.json"
+    assert locate("robo/train/_annotations.coco.json").train == located.train
+
+
+def test_a_json_file_is_known_by_what_is_in_it(here):
+    Path("squad.json").write_text('{"version": "1.1", "data": []}')
+    Path("rows.json").write_text('{"images": 1, "annotations": 2, "categories": 3}\n{"a": 1}\n')
+    Path("array.json").write_text('[{"data": 1}]')
+    kinds = [locate(f"{name}.json").train for name in ("squad", "rows", "array")]
+    assert kinds == ["squad:squad.json", "jsonl:rows.json", "jsonl:array.json"]
+
+
+def test_a_folder_as_the_hub_has_it(here, capsys):
+    (here / "films" / "data").mkdir(parents=True)
+    for name in ("train-00000-of-00002", "train-00001-of-00002", "test-00000-of-00001"):
+        table = pa.Table.from_pylist(reviews())
+        pq.write_table(table, here / "films" / "data" / f"{name}.parquet")
+    config = init(capsys, "films", "--label", "verdict")
+    assert config.data.train == "parquet:films/data/train-*.parquet[:90%]"
+    assert config.data.test == "parquet:films/data/test-*.parquet"
+    assert "for about 108 training rows" in Path("made.yaml").read_text()
+    build(config)
+
+
 def test_a_table_with_a_number_to_predict(here, capsys):
     draw = np.random.default_rng(0)
     rows = [
@@ -324,6 +374,15 @@ def test_whole_numbers_may_be_classes_or_a_quantity(here, capsys):
     assert init(capsys, *words, "--problem", "regression").task.problem == "regression"
     Path("made.yaml").unlink()
     assert init(capsys, *words, "--yes").task.problem == "single_label"
+
+
+def test_a_row_is_no_header(here, capsys):
+    Path("films.csv").write_text("".join(f"a {w} film,{n % 2}\n" for n, w in enumerate(PLAIN * 4)))
+    message = refused(capsys, "films.csv", "--checkpoint", "bert")
+    assert "The first line does not name the columns: '0' is also a value below it." in message
+    rows = [{"0": n % 2, "1": n % 3, "2": n % 5} for n in range(60)]  # an array's columns
+    write_csv(here / "array.csv", rows)
+    assert init(capsys, "array.csv", "--label", "0", "--yes").task.label == "0"
 
 
 def test_texts_alone_may_be_masked_or_continued(here, capsys):

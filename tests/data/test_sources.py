@@ -54,6 +54,22 @@ def test_csv_rows_are_what_was_written(tmp_path, line_end, encoding):
     assert [source[i] for i in (3, 1)] == [ROWS[3], ROWS[1]]
 
 
+@pytest.mark.parametrize(("name", "separator"), [("r.csv", ";"), ("r.csv", "|"), ("r.tsv", "\t")])
+def test_fields_stand_between_what_stands_in_the_header(tmp_path, name, separator):
+    path = write_csv(tmp_path / name, ROWS, delimiter=separator, encoding="utf-8-sig")
+    source = pickle.loads(pickle.dumps(open_source(f"csv:{path}:ordered")))
+    assert source.columns == ("text", "label", "source")
+    assert source.rows(range(4)) == ROWS
+
+
+def test_a_header_with_a_comma_is_of_commas(tmp_path):
+    (tmp_path / "r.csv").write_text('text;x,"a|b"\n1;2,3\n')
+    assert open_source(f"csv:{tmp_path / 'r.csv'}").rows([0]) == [{"text;x": "1;2", "a|b": "3"}]
+    (tmp_path / "r.tsv").write_text("one, two\n1\t2\n")
+    with pytest.raises(UserError, match=r"row 1 \(line 2\) has 2 fields, and the header has 1"):
+        open_source(f"csv:{tmp_path / 'r.tsv'}")
+
+
 def test_csv_blank_lines_and_a_missing_last_line_end(tmp_path):
     path = tmp_path / "r.csv"
     path.write_text("text,label\n\na,0\n\n\nb,1")

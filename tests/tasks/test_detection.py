@@ -331,6 +331,20 @@ def test_coco_names_its_classes_and_crowds(tmp_path):
     assert (read.labels.tolist(), read.crowd.tolist()) == ([1], [True])
 
 
+@pytest.mark.parametrize("images", ["val2017", "images/val2017", "images", "annotations"])
+def test_the_images_of_coco_lie_as_coco_has_them(images, tmp_path):
+    for folder in {images, "annotations"}:
+        (tmp_path / folder).mkdir(parents=True)
+    Image.new("RGB", (40, 30)).save(tmp_path / images / "1.png")
+    content = {"images": [{"id": 1, "file_name": "1.png"}], "categories": [], "annotations": []}
+    path = tmp_path / "annotations" / "instances_val2017.json"
+    path.write_text(json.dumps(content))
+    source = open_source(f"coco:{path}")
+    assert source.path_of(0, source[0]["image"]) == tmp_path / images / "1.png"
+    with pytest.raises(UserError, match="leads out of the folder"):
+        source.path_of(0, "../../1.png")
+
+
 def test_categories_of_one_name_are_a_class_and_a_number_is_a_name(tmp_path):
     names = ("car", 7, "tree", "car")
     content = {

@@ -13,6 +13,7 @@ import numpy as np
 from jaxft.analysis.first_config.sample import Sample
 from jaxft.data.sources.images import ENDINGS
 from jaxft.data.text.template import is_missing
+from jaxft.errors import UserError
 
 Kind = Literal[
     "text", "category", "number", "id", "image", "words", "messages", "objects", "labels", "empty"
@@ -71,6 +72,22 @@ def describe_columns(sample: Sample, folder_names: bool = False) -> dict[str, Co
     return columns
 
 
+def check_header(columns: Mapping[str, Column]) -> None:
+    """Raise a UserError where the header of a CSV is a row: a class or a number is its own name.
+
+    Columns that are numbered from 0 or 1 have such names.
+    """
+    numbered = [[str(number + first) for number in range(len(columns))] for first in (0, 1)]
+    if list(columns) in numbered:
+        return
+    for name, one in columns.items():
+        if name in (one.values or ()) and one.distinct > 1:
+            raise UserError(
+                f"The first line does not name the columns: '{name}' is also a value below it.",
+                "Put a line above it that names them, such as text,label.",
+            )
+
+
 def _column(name: str, cells: Sequence[Any], classes: Sequence[str] | None) -> Column:
     values = [cell for cell in cells if not is_empty(cell)]
     missing = len(cells) - len(values)
@@ -78,11 +95,11 @@ def _column(name: str, cells: Sequence[Any], classes: Sequence[str] | None) -> C
         return Column(name, "empty", missing)
     if all(isinstance(value, list | tuple | np.ndarray) for value in values):
         return Column(name, _kind_of_lists(values), missing)
+    if all(isinstance(value, bytes | dict) for value in values):
+        return Column(name, _kind_of_records(values), missing)
     if classes is not None:
         names = Counter(classes[int(value)] for value in values if 0 <= int(value) < len(classes))
         return Column(name, "category", missing, values=names, distinct=len(names))
-    if all(isinstance(value, bytes | dict) for value in values):
-        return Column(name, _kind_of_records(values), missing)
     numbers = _numbers(values)
     if numbers is not None:
         return _of_numbers(name, numbers, missing)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from jaxft.bounds import MOST_COCO_BYTES, MOST_ROW_BYTES
 from jaxft.data.sources.images import images_below
 from jaxft.data.sources.masks import IMAGES, MASKS
 from jaxft.data.sources.open import KINDS
@@ -14,6 +17,7 @@ from jaxft.storage.json_files import read_json_object
 
 ENDINGS = {
     ".csv": "csv",
+    ".tsv": "csv",
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
     ".json": "jsonl",
@@ -22,6 +26,10 @@ ENDINGS = {
     ".feather": "arrow",
     ".conll": "conll",
 }
+# Files of boxes that stand among the images of their split.
+COCO = "_annotations.coco.json"
+# A part of a split as the hub has it: train-00000-of-00003.parquet.
+SHARD = re.compile(r"(?P<split>[a-z]+)-\d+-of-\d+\.parquet", re.IGNORECASE)
 # Names of splits, in files, folders and data sets.
 SPLITS = {
     "train": ("train", "training"),
@@ -50,9 +58,10 @@ def locate(what: str) -> Located:
     """Return the source strings of what a person named.
 
     Args:
-        what: a CSV, JSON lines, Parquet, Arrow or CoNLL file; a folder with a subfolder of images
-            per class, or with images and masks, of such files named by split, of a data set that
-            `datasets` saved, or of one prepared by TFDS; the latter's name; or a source string.
+        what: a CSV, TSV, JSON lines, COCO, Parquet, Arrow or CoNLL file; a folder with a subfolder
+            of images per class, with images and masks or COCO's annotations, of such files named
+            by split, of a data set that `datasets` saved, or of one prepared by TFDS; the latter's
+            name; or a source string.
 
     Raises:
         UserError: it is none of these.
@@ -70,7 +79,7 @@ def locate(what: str) -> Located:
             )
         return _with_siblings(path)
     if path.is_dir():
-        return _folder(path)
+        return _folder(path, _name(str(path.resolve())))
     try:
         splits = _prepared_splits(what)
     except UserError:
@@ -101,7 +110,7 @@ def _name(path: str) -> str:
 
 def _with_siblings(path: Path) -> Located:
     """Return a file, with those beside it that are named by another split."""
-    kind = ENDINGS[path.suffix.lower()]
+    kind = _kind(path)
     whole = Located(_name(str(path)), f"{kind}:{path}")
     if path.stem.lower() not in SPLITS["train"]:
         return whole
@@ -115,6 +124,31 @@ def _with_siblings(path: Path) -> Located:
     return Located(folder, whole.train, others.get("eval"), others.get("test"))
 
 
+def _kind(path: Path) -> str:
+    """Return the kind of a file by its ending, and of a JSON file also by its keys."""
+    kind = ENDINGS[path.suffix.lower()]
+    if path.suffix.lower() != ".json" or not _one_object(path):
+        return kind
+    keys = read_json_object(path, most_bytes=MOST_COCO_BYTES).keys()
+    if {"images", "annotations", "categories"} <= keys:
+        return "coco"
+    return "squad" if "data" in keys else kind
+
+
+def _one_object(path: Path) -> bool:
+    """Return whether a file holds one JSON object, rather than an object a line or an array."""
+    with path.open("rb") as file:
+        line = file.readline(MOST_ROW_BYTES)
+        if not line.lstrip().startswith(b"{"):
+            return False
+        more = bool(file.read(1))
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return True  # an object of several lines
+    return not more
+
+
 def _prepared_splits(name_or_folder: str) -> tuple[str, ...]:
     """Return the splits of a prepared TFDS data set."""
     from jaxft.data.sources.tfds import prepared_splits
@@ -122,9 +156,8 @@ def _prepared_splits(name_or_folder: str) -> tuple[str, ...]:
     return prepared_splits(name_or_folder)
 
 
-def _folder(path: Path) -> Located:
+def _folder(path: Path, name: str) -> Located:
     """Return the splits of a folder."""
-    name = _name(str(path.resolve()))
     if (path / "dataset_dict.json").is_file():
         splits = read_json_object(path / "dataset_dict.json").get("splits")
         if not isinstance(splits, list) or not splits:
@@ -137,7 +170,17 @@ def _folder(path: Path) -> Located:
         if (folder / FEATURES).is_file():
             splits = _prepared_splits(str(folder))
             return _of_splits(name, {split: f"tfds:{folder}:{split}" for split in splits})
+    if specs := _coco(path):
+        return _of_splits(name, specs)
     files = [one for one in sorted(path.iterdir()) if one.suffix.lower() in ENDINGS]
+    matches = [match for one in files if (match := SHARD.fullmatch(one.name))]
+    if files and len(matches) == len(files):
+        words = {match["split"] for match in matches}
+        return _of_splits(
+            name, {word.lower(): f"parquet:{path}/{word}-*.parquet" for word in words}
+        )
+    if not files and any((path / "data").glob("*.parquet")):
+        return _folder(path / "data", name)
     trains = [one for one in files if one.stem.lower() in SPLITS["train"]]
     if len(trains) == 1 or len(files) == 1:
         return _with_siblings((trains or files)[0])
@@ -145,6 +188,15 @@ def _folder(path: Path) -> Located:
         listed = ", ".join(one.name for one in files[:5])
         raise UserError(f"'{path}' holds several files: {listed}.", "Name one of them.")
     return _image_folder(path, name)
+
+
+def _coco(path: Path) -> dict[str, str]:
+    """Return the splits of a folder of images with COCO's annotations; none in another."""
+    files = {one.parent.name: one for one in sorted(path.glob(f"*/{COCO}"))}
+    for file in sorted((path / "annotations").glob("*.json")):
+        split = file.stem.removeprefix("instances_")
+        files[re.sub(r"\d+$", "", split).rstrip("_-")] = file
+    return {word.lower(): f"coco:{file}" for word, file in files.items()}
 
 
 def _image_folder(path: Path, name: str) -> Located:

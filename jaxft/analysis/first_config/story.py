@@ -16,7 +16,7 @@ from jaxft.analysis.first_config.checkpoints import (
     image_size,
     text_length,
 )
-from jaxft.analysis.first_config.columns import Column, describe_columns, is_empty
+from jaxft.analysis.first_config.columns import Column, check_header, describe_columns, is_empty
 from jaxft.analysis.first_config.decide import decide_task
 from jaxft.analysis.first_config.draft import Draft
 from jaxft.analysis.first_config.locate import Located, locate
@@ -76,6 +76,8 @@ def first_config(
     sample = take_sample(located.train)
     kind = located.train.partition(":")[0]
     columns = describe_columns(sample, folder_names=kind == "images")
+    if kind == "csv":
+        check_header(columns)
     draft = decide_task(columns, kind, answers)
     task = draft.task["kind"]
     if task == "question_answering":

@@ -32,6 +32,7 @@ class BoxesReader:
         identity: sha256 of its bytes.
         pictures: a row each, in the order of the file.
         names: the classes, where the file names them.
+        images: the folder of the images, where it is not the file's.
     """
 
     path: Path
@@ -39,11 +40,12 @@ class BoxesReader:
     pictures: tuple[Row, ...]
     names: tuple[str, ...] | None = None
     columns: tuple[str, ...] = COLUMNS
+    images: Path | None = None
 
     @property
     def folder(self) -> Path:
         """Return the folder that relative paths in the rows start from."""
-        return self.path.parent
+        return self.images or self.path.parent
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -92,7 +94,8 @@ def open_boxes(path: Path) -> BoxesReader:
 def open_coco(path: Path) -> BoxesReader:
     """Open COCO's JSON: `images`, `annotations`, `categories`; boxes are left, top, width, height.
 
-    Categories of one name are one class.
+    Categories of one name are one class. Images lie beside the file; those of
+    `annotations/instances_SPLIT.json` also in `SPLIT`, `images/SPLIT` or `images`.
 
     Raises:
         UserError: no such file, other content, or an annotation of a picture or a category that
@@ -115,7 +118,17 @@ def open_coco(path: Path) -> BoxesReader:
             "A COCO file has images (id, file_name), annotations (image_id, category_id, bbox) and "
             "categories (id, name).",
         ) from None
-    return BoxesReader(path, sha256(path), tuple(pictures.values()), ordered)
+    folder = _image_folder(path, next(iter(pictures), ""))
+    return BoxesReader(path, sha256(path), tuple(pictures.values()), ordered, images=folder)
+
+
+def _image_folder(path: Path, first: str) -> Path | None:
+    """Return the folder of the images in COCO's own layout; None for that of the file."""
+    if path.parent.name != "annotations" or not first or (path.parent / first).exists():
+        return None
+    split, root = path.stem.removeprefix("instances_"), path.parent.parent
+    folders = (root / split, root / "images" / split, root / "images")
+    return next((folder for folder in folders if (folder / first).is_file()), None)
 
 
 def _add_annotation(

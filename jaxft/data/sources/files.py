@@ -1,7 +1,6 @@
 """CSV, JSON-lines and CoNLL files as random-access rows.
 
-A file is scanned once: every row is checked and its place in bytes kept, so that a row is read
-when it is asked for and a file larger than memory will do.
+A file is scanned once: every row is checked and its bytes noted, so a file may exceed memory.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -31,6 +31,7 @@ CONLL_COLUMNS = ("tokens", "tags")
 DOCUMENT = "-DOCSTART-"
 ARRAY = "begins a JSON array; jsonl: reads one object per line (jq -c '.[]' FILE > rows.jsonl)"
 NAMED = 20  # columns in a message
+SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 
 
 @dataclass(frozen=True)
@@ -76,22 +77,24 @@ class FileReader:
 
 
 def open_csv(path: Path) -> FileReader:
-    """Open a comma-separated file in UTF-8 whose first line names the columns.
+    """Open a file in UTF-8 with fields between commas, whose first line names the columns.
+
+    A .tsv has tabs, and a file whose first line has no comma the semicolons, tabs or bars there.
 
     Raises:
         UserError: no such file, no header, a column named twice; or, by row, text that is not
             UTF-8, a wrong number of fields, a quote that is never closed.
     """
     with _open(path) as file, _long_fields():
+        separator = _separator(path)
         lines = _Lines(file, path)
-        table = csv.reader(lines, strict=True)
+        table = csv.reader(lines, delimiter=separator, strict=True)
         columns: list[str] = []
         spans = array("q")
         try:
             for fields in table:
                 if fields and not columns:
                     check_columns(columns := fields, path)
-                    check_separator(columns, path)
                 elif fields:
                     lines.check(len(fields) == len(columns), _field_count(fields, columns))
                     spans.extend(lines.end_row())
@@ -99,21 +102,23 @@ def open_csv(path: Path) -> FileReader:
         except csv.Error as error:
             raise UserError(
                 f"{path}: row {lines.row} is not CSV ({error}).",
-                "Put fields with commas, quotes or line ends in double quotes.",
+                f"Put fields with {SEPARATORS[separator]}, quotes or line ends in double quotes.",
             ) from None
     if not columns:
         raise UserError(f"{path}: the file is empty; its first line must name the columns.")
-    return FileReader(path, tuple(columns), sha256(path), _as_spans(spans), _parse_csv)
+    parse = partial(_parse_csv, separator)
+    return FileReader(path, tuple(columns), sha256(path), _as_spans(spans), parse)
 
 
-def check_separator(columns: Sequence[str], path: Path) -> None:
-    """Raise a UserError if a header's fields are separated by something else than commas."""
-    for name, character in {"semicolons": ";", "tabs": "\t"}.items():
-        if len(columns) == 1 and character in columns[0]:
-            raise UserError(
-                f"{path}: the columns are separated by {name}; csv: reads commas.",
-                f"Convert it: pandas.read_csv(FILE, sep={character!r}).to_csv(NEW, index=False).",
-            )
+def _separator(path: Path) -> str:
+    """Return what separates the fields of a table."""
+    if path.suffix.lower() == ".tsv":
+        return "\t"
+    with _open(path) as file:
+        lines = iter(lambda: file.readline(MOST_ROW_BYTES), b"")
+        header = next((line for line in lines if line.strip()), b"").decode(errors="replace")
+    fields = next(csv.reader([header]), [""])
+    return next((one for one in SEPARATORS if len(fields) == 1 and one in fields[0]), ",")
 
 
 def open_jsonl(path: Path) -> FileReader:
@@ -256,8 +261,8 @@ def _load_object(text: str, lines: _Lines) -> Row:
     return row
 
 
-def _parse_csv(text: str, columns: Sequence[str]) -> Row:
-    fields = next(csv.reader(io.StringIO(text, newline=""), strict=True))
+def _parse_csv(separator: str, text: str, columns: Sequence[str]) -> Row:
+    fields = next(csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True))
     return dict(zip(columns, fields, strict=True))
 
 
