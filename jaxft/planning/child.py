@@ -7,6 +7,7 @@ It reads a request from its standard input, a JSON object with `config`, `topolo
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -91,8 +92,16 @@ class Planner:
         return as_try(change, outcome, seconds)
 
     def room(self) -> int | None:
-        """Return the bytes of memory of a device; None where the chip is not known."""
-        return None if self.chip is None else self.chip.device_memory
+        """Return the bytes of memory of a device; None where the chip is not known.
+
+        The devices of a CPU share the machine's.
+        """
+        if self.chip is not None:
+            return self.chip.device_memory
+        if self.devices[0].platform == "cpu":
+            memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+            return memory // len(self.devices)
+        return None
 
 
 def make_plan(planner: Planner, topology: Topology | None, largest: bool) -> dict[str, Any]:
@@ -174,10 +183,13 @@ def _largest(planner: Planner, setup: Setup) -> dict[str, Any]:
         other, now = planner.set_up((f"data.batch_size={batch_size}",))
         outcome = planner.outcome(other, now)
         peak = outcome.memory.peak if isinstance(outcome, Compiled) else None
+        if peak is not None and room is not None and peak > room:  # a CPU's compiler refuses none
+            peak = None
         tried[batch_size] = other.layout.rows, peak
         return peak
 
-    most, refused = largest_batch(fits, step, setup.config.data.batch_size, planner.room())
+    room = planner.room()
+    most, refused = largest_batch(fits, step, setup.config.data.batch_size, room)
     rows, peak = tried.get(most, (0, None))
     return {"batch_size": most, "rows": rows, "peak": peak, "refused_batch_size": refused}
 

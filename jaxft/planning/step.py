@@ -121,11 +121,12 @@ def compile_train_step(
     compiled = _compile(lowered)
     ended, cpu = time.perf_counter(), time.process_time() - cpu
     memory, text = compiled.memory_analysis(), program_text(compiled)
+    platform = setup.mesh.devices.flat[0].platform
     assert memory is not None  # both compilers report it
     weights = held((state.trainable, state.previously_trained, state.average, frozen, anchor))
     moments, on_hosts = split_by_memory(state.opt_state)
     optimizer, host = held(moments), held(on_hosts) + int(memory.host_temp_size_in_bytes)
-    rest = max((peak := _peak(memory)) - weights - optimizer - held(batch), 0)
+    rest = max((peak := _peak(memory, platform)) - weights - optimizer - held(batch), 0)
     return Compiled(
         Memory(weights, optimizer, rest, peak, int(memory.temp_size_in_bytes), host),
         memory.argument_size_in_bytes + memory.output_size_in_bytes + 2 * memory.temp_size_in_bytes,
@@ -149,15 +150,17 @@ def _compile(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
         raise OutOfMemory(_needs(str(error))) from None
 
 
-def _peak(memory: Any) -> int:
+def _peak(memory: Any, platform: str) -> int:
     """Return the peak of a device's memory.
 
     The compiler's own peak counts what is in host memory too; without that the peak is at most
-    arguments, results that are not arguments, and temporaries.
+    arguments, results that are not arguments, and temporaries. The CPU's leaves temporaries out.
     """
     own = memory.argument_size_in_bytes + memory.output_size_in_bytes
     own += memory.temp_size_in_bytes - memory.alias_size_in_bytes
     peak = int(memory.peak_memory_in_bytes)
+    if platform == "cpu":
+        return max(peak, int(own))
     on_host = memory.host_temp_size_in_bytes + memory.host_argument_size_in_bytes
     return min(peak, int(own)) if on_host else peak
 

@@ -14,7 +14,7 @@ from jaxft.planning import child as plan_child
 from jaxft.planning.child import Planner, make_plan
 from jaxft.planning.fit import Try, largest_batch, remedies, try_remedies
 from jaxft.planning.pod import PodPlan
-from jaxft.planning.step import Compiled, Memory, OutOfMemory, program_text, widest_shape
+from jaxft.planning.step import Compiled, Memory, OutOfMemory, _peak, program_text, widest_shape
 from tests.support.tiny import tiny_config
 
 
@@ -105,20 +105,32 @@ def test_the_widest_array_of_a_program_is_the_one_of_most_elements():
     assert widest_shape("%a = pred[3,4]{1,0} and(pred[2,2]{1,0} %b, bf16[] %c)") == (3, 4)
 
 
-@pytest.mark.parametrize("pack", [True, False])
-def test_the_largest_batch_is_that_of_a_config_that_says_so(tmp_path, monkeypatch, pack):
-    """Also where rows are packed, and fuller in a larger batch."""
+def test_the_peak_of_a_cpu_has_the_temporaries():
+    def chain(x):
+        return jnp.sum(jnp.tanh(x @ x) @ x)
+
+    memory = jax.jit(jax.grad(chain)).lower(jnp.ones((64, 64))).compile().memory_analysis()
+    assert memory.temp_size_in_bytes >= 64 * 64 * 4
+    whole = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+    assert _peak(memory, "cpu") >= whole
+
+
+@pytest.mark.parametrize(("pack", "room"), [(True, None), (False, None), (False, 1040)])
+def test_the_largest_batch_is_that_of_a_config_that_says_so(tmp_path, monkeypatch, pack, room):
+    """Also where rows are packed, and fuller in a larger batch, and on a CPU, whose compiler
+    refuses nothing: there the machine's memory ends the search."""
     asked = []
 
     def compile_train_step(built, now, tell):
         asked.append(built.layout.shape)
         assert built.plan.batch(0).shape[0] == built.layout.rows
-        if built.layout.rows > 40:
+        if built.layout.rows > 40 and room is None:
             raise OutOfMemory(None)
         memory = Memory(0, 0, 0, peak=1000 + built.layout.rows)
         return Compiled(memory, 0, 0, (), 0, 0.0, 0.0, 0.0)
 
     monkeypatch.setattr(plan_child, "compile_train_step", compile_train_step)
+    monkeypatch.setattr(Planner, "room", lambda self: room)
     config = tiny_config(tmp_path, data={"batch_size": 16, "pack": pack})
     planner = Planner(config, jax.devices()[:2], True, lambda _: None)
     found = make_plan(planner, None, largest=True)["largest_batch"]
