@@ -22,7 +22,8 @@ function line(series, format) {
     x: series.x,
     y: series.y,
     name: series.name,
-    mode: series.style === "points" ? "lines+markers" : "lines",
+    // A line of one point would not be seen.
+    mode: series.style === "points" || series.y.length === 1 ? "lines+markers" : "lines",
     line: { color: colour(series), width: faint ? 1 : 2.25, dash: series.dash },
     marker: { size: 8, color: colour(series) },
     error_y: spread && { ...spread, color: colour(series), thickness: 1.5, width: 5 },
