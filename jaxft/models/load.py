@@ -206,7 +206,7 @@ def _family(fields: Mapping[str, Any], source: Source) -> Family:
         close = [f"Did you mean '{name}'? " for name in nearest(model_type, known)]
         raise UserError(
             f"config.json: the model_type '{model_type}' is not supported.",
-            "".join([*close, f"Known: {', '.join(sorted(known))}."]),
+            "".join([*close, "`jaxft models` lists those that are."]),
         )
     family = known[model_type]
     if isinstance(family, ComposedFamily):

@@ -249,8 +249,8 @@ def test_what_a_llava_does_not_read_stays_as_it_is_and_is_exported(llava, tmp_pa
         ({"vision_feature_layer": -3}, "or from -2 to -1."),
         ({"vision_feature_select_strategy": "cls"}, "vision_feature_select_strategy"),
         ({"projector_hidden_act": "gelo"}, "projector_hidden_act 'gelo' is not supported."),
-        ({"vision_config": {"model_type": "pixtral"}}, 'a "pixtral" is not supported as the image'),
-        ({"text_config": {"model_type": "opt"}}, 'a "opt" is not supported as the decoder of a'),
+        ({"vision_config": {"model_type": "pixtral"}}, "a 'pixtral' is not supported as the image"),
+        ({"text_config": {"model_type": "opt"}}, "a 'opt' is not supported as the decoder of a"),
     ],
 )
 def test_a_llava_that_does_not_fit_is_refused(changed, said, llava, tmp_path):

@@ -91,7 +91,7 @@ def compose(fields: Mapping[str, Any], families: Mapping[str, Any], paired: bool
     for model_type, known, part in parts:
         if model_type not in known:
             raise UserError(
-                f"config.json: a {quoted(model_type)} is not supported as the {part} of a "
+                f"config.json: a '{model_type}' is not supported as the {part} of a "
                 f"{fields['model_type']}.",
                 f"Known: {', '.join(known)}.",
             )
