@@ -144,6 +144,7 @@ BAD_FILES = {
     "few fields": (b"text,label\ngood,0\nbad\n", "row 2 (line 3) has 1 fields, and the header"),
     "many fields": (b"text,label\n\ngood,0,1\n", "row 1 (line 3) has 3 fields"),
     "open quote": (b'text,label\ngood,0\n"never,1\nclosed,0\n', "row 2 is not CSV"),
+    "lone return in the header": (b"te\rxt,label\ngood,0\n", " is not CSV (new-line character"),
     "garbled quote": (b'text,label\n"twas" the night,0\n', "row 1 is not CSV"),
     "empty": (b"", "the file is empty"),
     "twice": (b"text,text\na,b\n", "two columns are named 'text'"),

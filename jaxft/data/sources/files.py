@@ -117,7 +117,7 @@ def _separator(path: Path) -> str:
     with _open(path) as file:
         lines = iter(lambda: file.readline(MOST_ROW_BYTES), b"")
         header = next((line for line in lines if line.strip()), b"").decode(errors="replace")
-    fields = next(csv.reader([header]), [""])
+    fields = next(csv.reader([header.replace("\r", "")]), [""])  # the rows refuse one
     return next((one for one in SEPARATORS if len(fields) == 1 and one in fields[0]), ",")
 
 
