@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ from jaxft.bounds import MOST_INTERPOLATIONS
 from jaxft.config.data import DataSection
 from jaxft.engine.evaluate import build_eval_step, evaluate
 from jaxft.engine.initial_state import load_params
-from jaxft.engine.setup import build
+from jaxft.engine.setup import Setup, bind_task, build
 from jaxft.engine.trained import Which, new_at_start, open_trained
 from jaxft.errors import UserError
+from jaxft.models.adapters.merge import merge
 from jaxft.runs.leaves import finite
 
 Params = dict[str, jax.Array]
@@ -70,8 +72,8 @@ def score(
     # Scored are the weights that an export has, and not how training stored the frozen ones.
     setup = replace(build(config, facts=trained.task.facts), quantized={})
     end = jax.device_put(trained.model.params, dict(setup.shardings))
-    step, rows = build_eval_step(setup), setup.splits[split]
-    result = evaluate(setup, step, end, rows)
+    rows = setup.splits[split]
+    result = evaluate(setup, build_eval_step(setup), end, rows)
     report = {
         "run": str(run),
         "source": rows.source.spec,
@@ -85,15 +87,50 @@ def score(
     if similarity:
         report["similarity"] = of_depths(setup, start, end, rows)
     if shares:
-        report["line"] = [
-            {
-                "share": share,
-                "metrics": finite(evaluate(setup, step, between(start, end, share), rows).scores),
-            }
-            for share in shares
-        ]
+        report["line"] = line(setup, start, end, shares, split)
         report["new"] = list(new_at_start(trained.run))
     return report
+
+
+def line(
+    setup: Setup, start: Params, end: Params, shares: Sequence[float], split: str
+) -> list[dict[str, Any]]:
+    """Score interpolations between two sets of parameters.
+
+    Adapters are merged into both first: what is interpolated is the effective weight, and not
+    each factor of a low-rank product.
+
+    Args:
+        setup: the run.
+        start, end: parameters, on its devices.
+        shares: of `end`.
+        split: whose rows are scored.
+
+    Returns:
+        `share` and `metrics` of each.
+    """
+    if (adapted := setup.model.adapted) is not None:
+        setup = without_adapters(setup)
+        start, end = (
+            jax.device_put(merge(params, adapted), dict(setup.shardings)) for params in (start, end)
+        )
+    step, rows = build_eval_step(setup), setup.splits[split]
+    scores = (evaluate(setup, step, between(start, end, share), rows).scores for share in shares)
+    return [
+        {"share": share, "metrics": finite(metrics)}
+        for share, metrics in zip(shares, scores, strict=True)
+    ]
+
+
+def without_adapters(setup: Setup) -> Setup:
+    """Return a run's setup with the plain model, for parameters that have taken the adapters in."""
+    model = setup.model.plain()
+    return replace(
+        setup,
+        model=model,
+        bound=bind_task(setup.task, setup.config, model, setup.label_names, weights=True),
+        shardings={name: setup.shardings[name] for name in model.params},
+    )
 
 
 def as_test_rows(data: DataSection) -> DataSection:

@@ -18,6 +18,7 @@ from jaxft.cli.main import main
 from jaxft.config.sections import AdapterSection
 from jaxft.device.mesh import batch_sharding, place_batch
 from jaxft.engine.cost import count_flops
+from jaxft.engine.evaluate import build_eval_step, evaluate
 from jaxft.engine.initial_state import initial_state, load_params
 from jaxft.engine.recipe import chosen_leaves
 from jaxft.engine.setup import build
@@ -333,6 +334,29 @@ def test_a_resumed_run_is_the_run(run, folder):
     one, other = (open_trained(folder, "last").model for folder in (run.folder, resumed.folder))
     for name, value in one.params.items():
         np.testing.assert_array_equal(value, other.params[name])
+
+
+def test_the_line_to_the_start_interpolates_the_effective_weights(run, folder):
+    found = score(run.folder, interpolate="0:1:0.5")["line"]
+    assert found[-1]["metrics"] == pytest.approx(run.metrics, abs=1e-6)
+    # B is zero at the start, so half of the way from there is the same factors at half the scale.
+    trained = open_trained(run.folder)
+    start = jax.device_get(load_params(build(trained.config)).params)
+    half = {
+        name: leaf if is_adapter(name) else (np.asarray(leaf) + start[name]) / 2
+        for name, leaf in trained.model.params.items()
+    }
+    half = {name: leaf / 2 if name.endswith("lora_b") else leaf for name, leaf in half.items()}
+    export_to = trained.model.with_params(half).save(folder / "halved")
+    plain = config_of(
+        folder, adapter=None, run={"dir": str(folder / "runs"), "name": "halved"},
+        model={"checkpoint": str(export_to)},
+    )  # fmt: skip
+    setup = build(plain)
+    params = jax.device_put(load_params(setup).params, dict(setup.shardings))
+    scores = evaluate(setup, build_eval_step(setup), params, setup.splits["test"]).scores
+    assert found[1]["metrics"] == pytest.approx(scores, abs=1e-5)
+    assert found[0]["metrics"] != pytest.approx(scores, abs=1e-5)
 
 
 def test_a_run_scores_predicts_and_exports_the_merged_model(run, folder):
