@@ -11,14 +11,17 @@ import pytest
 from PIL import Image
 
 from jaxft.analysis.first_config import sample as samples
+from jaxft.analysis.first_config.columns import describe_columns
+from jaxft.analysis.first_config.decide import decide_task
 from jaxft.analysis.first_config.locate import locate
 from jaxft.analysis.first_config.questions import Answers
-from jaxft.analysis.first_config.sample import take_sample
+from jaxft.analysis.first_config.sample import Sample, take_sample
 from jaxft.analysis.first_config.story import first_config
 from jaxft.cli.main import main
 from jaxft.config.load import load_config
 from jaxft.data.sources.open import open_source
 from jaxft.engine.setup import build
+from jaxft.errors import UserError
 from tests.support.tiny import BAD, GOOD, PLAIN, tiny_checkpoint
 from tests.support.tiny_images import COLOURS, SIDE, tiny_vit
 from tests.support.tiny_masks import tiny_scenes, tiny_segformer
@@ -94,6 +97,31 @@ def test_texts_and_labels(here, capsys):
     text = Path("made.yaml").read_text()
     assert "2 classes, good 66.7%, bad 33.3%" in text, "the reason stands beside the choice"
     build(config)  # the splits, the columns and the model fit
+
+
+def decided(columns: dict[str, list]) -> dict:
+    """The task section that columns lead to."""
+    rows = [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
+    sample = Sample(tuple(columns), rows, len(rows), True, {}, None, Path())
+    return decide_task(describe_columns(sample), "jsonl", Answers({}, defaults=True)).task
+
+
+def test_columns_named_by_languages_are_a_translation():
+    texts = [[f"the {word} film number {n}" for n in range(30)] for word in ("good", "bad")]
+    found = decided({"id": list(range(30)), "en": texts[0], "pt-BR": texts[1]})
+    assert found == {"kind": "seq2seq", "source": "en", "target": "pt-BR"}
+    labels = ["good", "bad"] * 15
+    assert decided({"en": texts[0], "is_bad": labels})["kind"] == "text_classification"
+    with pytest.raises(UserError, match="texts and no labels"):
+        decided({"en": texts[0], "it_says": texts[1]})
+
+
+def test_sharegpt_messages_are_a_conversation():
+    talk = [{"from": "human", "value": "a film?"}, {"from": "gpt", "value": "a good film"}]
+    assert decided({"conversations": [talk] * 30}) == {
+        "kind": "causal_lm",
+        "messages": "conversations",
+    }
 
 
 def test_rows_without_a_text_are_left_out(here, capsys):

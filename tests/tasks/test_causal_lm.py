@@ -244,6 +244,20 @@ def test_a_row_has_a_system_message_and_tools():
     assert said.messages[0]["content"] is None
 
 
+def test_sharegpt_messages_are_conversations(model):
+    turns = [("system", "system", "be brief"), ("human", "user", "the film was good")]
+    turns += [("gpt", "assistant", "not so good")]
+    theirs = [{"from": speaker, "value": text} for speaker, _, text in turns]
+    ours = [{"role": role, "content": text} for _, role, text in turns]
+    own = Section(kind="causal_lm", messages="m")
+    assert talk_of(own, {"m": theirs}).messages == ours
+    task = {"kind": "causal_lm", "messages": "m"}
+    for speaker, written in (("observation", "observation"), ([1], r"\[1\]")):
+        odd = [*theirs, {"from": speaker, "value": "7"}]
+        with pytest.raises(UserError, match=rf"input: row 1 has a message from '{written}'"):
+            examples_of(task, [{"m": odd}], model)
+
+
 @pytest.mark.parametrize(
     ("cell", "said"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 from jaxft.analysis.first_config.columns import Column
@@ -19,12 +20,26 @@ LABEL_NAMES = (
 # Pairs of columns, by name, that make a task: task -> its keys -> names of the columns.
 PROMPTS = ("prompt", "question", "instruction", "query")
 ANSWERS = ("answer", "response", "output", "completion", "reply")
+# Codes of ISO 639-1 that name columns of translations, with or without a region: en, pt-BR.
+LANGUAGE = re.compile(
+    "(af|ar|az|be|bg|bn|bs|ca|cs|cy|da|de|el|en|es|et|eu|fa|fi|fr|ga|gl|gu|he|hi|hr|hu|hy|id|is|it|"
+    "ja|ka|kk|km|kn|ko|lo|lt|lv|mk|ml|mn|mr|ms|my|nb|ne|nl|nn|no|pa|pl|ps|pt|ro|ru|si|sk|sl|sq|sr|"
+    "sv|sw|ta|te|th|tl|tr|uk|ur|uz|vi|xh|yo|zh|zu)([-_][a-z]{2})?",
+    re.IGNORECASE,
+)
 
 
 def named_column(columns: Mapping[str, Column], names: Sequence[str]) -> str | None:
     """Return the column with one of these names, if there is exactly one."""
     fitting = [name for name in columns if name.lower() in names]
     return fitting[0] if len(fitting) == 1 else None
+
+
+def language_columns(columns: Mapping[str, Column]) -> tuple[str, ...]:
+    """Return the columns of texts that are named by their language, in order."""
+    return tuple(
+        name for name, one in columns.items() if one.kind == "text" and LANGUAGE.fullmatch(name)
+    )
 
 
 def choose_column(

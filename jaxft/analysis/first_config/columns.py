@@ -114,7 +114,8 @@ def is_empty(cell: Any) -> bool:
 def _kind_of_lists(values: Sequence[Any]) -> Kind:
     first = next((value[0] for value in values if len(value)), None)
     if isinstance(first, dict):
-        return "messages" if {"role", "content"} <= first.keys() else "objects"
+        speaks = any(keys <= first.keys() for keys in ({"role", "content"}, {"from", "value"}))
+        return "messages" if speaks else "objects"
     if isinstance(first, str):
         distinct = {item for value in values for item in value}
         return "labels" if len(distinct) <= MOST_CLASSES and _repeats_none(values) else "words"

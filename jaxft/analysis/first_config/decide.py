@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from jaxft.analysis.first_config.choose import ANSWERS, PROMPTS, choose_column, named_column
+from jaxft.analysis.first_config.choose import (
+    ANSWERS,
+    PROMPTS,
+    choose_column,
+    language_columns,
+    named_column,
+)
 from jaxft.analysis.first_config.classes import decide_label, decide_texts
 from jaxft.analysis.first_config.columns import Column
 from jaxft.analysis.first_config.draft import Draft
@@ -86,6 +92,9 @@ def _possible_tasks(columns: Mapping[str, Column], kind: str) -> dict[str, str]:
         return {"embedding": "the columns 'anchor' and 'positive' are texts that belong together"}
     if {"source", "target"} <= names and "text" in kinds:
         return {"seq2seq": "the columns 'source' and 'target' are texts"}
+    if len(languages := language_columns(columns)) == 2:
+        why = f"the columns '{languages[0]}' and '{languages[1]}' are named by languages"
+        return {"seq2seq": why}
     if "image" in kinds:
         return _possible_image_tasks(columns, texts)
     pair = named_column(columns, PROMPTS), named_column(columns, ANSWERS)

@@ -10,6 +10,7 @@ from jaxft.analysis.first_config.choose import (
     PROMPTS,
     TEXT_NAMES,
     choose_column,
+    language_columns,
     named_column,
 )
 from jaxft.analysis.first_config.columns import Column
@@ -94,6 +95,8 @@ def _usual_columns(task: str, columns: Mapping[str, Column], answers: Answers) -
         if pair[0] and pair[1]:
             return {"prompt": pair[0], "answer": pair[1]}
     if task == "seq2seq":
+        if len(languages := language_columns(columns)) == 2:
+            return dict(zip(TASK_KEYS[task], languages, strict=True))
         pair = (
             named_column(columns, (*PROMPTS, "source")),
             named_column(columns, (*ANSWERS, "target")),

@@ -15,7 +15,7 @@ class CausalLmSection(TaskSection):
     kind: Literal["causal_lm"] = fixed(..., "the kind of task")
     text: str | None = fixed(None, "column that holds a document")
     messages: str | None = fixed(
-        None, "column that holds a conversation: a list of {role, content}"
+        None, "column that holds a conversation: a list of {role, content} or of {from, value}"
     )
     prompt: str | None = fixed(None, "column that holds the prompt")
     answer: str | None = fixed(None, "column that holds the answer")
