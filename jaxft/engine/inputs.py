@@ -83,7 +83,7 @@ def open_sources(
 def check_columns(source: Source, columns: Iterable[str]) -> None:
     """Raise a UserError that names the nearest column and lists all where one is missing."""
     for column in columns:
-        if column not in source.columns:
+        if not source.has(column):
             close = [f"Did you mean '{name}'? " for name in nearest(column, source.columns)]
             raise UserError(
                 f"{source.spec}: there is no column '{column}'.",

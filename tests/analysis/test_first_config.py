@@ -116,6 +116,17 @@ def test_columns_named_by_languages_are_a_translation():
         decided({"en": texts[0], "it_says": texts[1]})
 
 
+def test_a_column_of_translations_is_a_column_a_language(tmp_path):
+    pairs = [{"en": f"the film was {n}", "fr": f"le film fut {n}"} for n in range(30)]
+    rows = [{"id": str(n), "translation": pair} for n, pair in enumerate(pairs)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    for kind in ("parquet", "jsonl"):
+        sample = take_sample(f"{kind}:{tmp_path}/rows.{kind}")
+        task = decide_task(describe_columns(sample), kind, Answers({}, defaults=True)).task
+        assert task == {"kind": "seq2seq", "source": "translation.en", "target": "translation.fr"}
+
+
 def test_sharegpt_messages_are_a_conversation():
     talk = [{"from": "human", "value": "a film?"}, {"from": "gpt", "value": "a good film"}]
     assert decided({"conversations": [talk] * 30}) == {

@@ -13,7 +13,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from jaxft.data.sources.open import open_source
+from jaxft.data.sources.open import given_rows, open_mixture, open_source
 from jaxft.data.sources.reader import ClassId
 from jaxft.errors import UserError
 
@@ -89,6 +89,29 @@ def test_jsonl_rows_keep_their_types_and_columns_are_what_every_row_has(tmp_path
     source = open_source(f"jsonl:{path}:ordered")
     assert source.columns == ("text", "label")
     assert source.rows([1, 0]) == [{"text": "b\n", "label": 0}, {"text": "a", "label": 1}]
+
+
+def test_a_field_of_a_column_is_a_column(tmp_path):
+    pairs = [{"en": "yes", "de": "ja"}, None, {"en": "no"}]
+    lines = [json.dumps({"id": n, "translation": pair}) for n, pair in enumerate(pairs)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    source = open_source(f"jsonl:{tmp_path}/rows.jsonl:ordered")
+    columns = ["translation.de", "id"]
+    assert source.rows(range(3), columns) == [
+        {"translation.de": "ja", "id": 0},
+        {"translation.de": None, "id": 1},
+        {"translation.de": None, "id": 2},
+    ]
+    mixed = open_mixture([f"jsonl:{tmp_path}/rows.jsonl:ordered"] * 2)
+    assert [row["translation.en"] for _, row in mixed.each(["translation.en"])] == [
+        *("yes", None, "no"),
+        *("yes", None, "no"),
+    ]
+    for made in (source, mixed):
+        named = ("id", "translation.de", "translation", "translation.fr", "id.de", "text.de")
+        assert [made.has(name) for name in named] == [True, True, True, False, False, False]
+    dotted = given_rows([{"translation.de": "nein", "translation": {"de": "ja"}}])
+    assert dotted.rows([0], ["translation.de"]) == [{"translation.de": "nein"}]
 
 
 def test_the_shuffle_is_seeded_and_the_same_in_every_numpy(numbers):
@@ -391,7 +414,7 @@ def test_files_that_only_tensorflow_reads_are_refused(tfds_folder, tmp_path):
 
 def test_tfds_needs_no_tensorflow(tfds_folder):
     program = (
-        "import sys; from jaxft.data.sources.open import open_source; "
+        "import sys; from jaxft.data.sources.open import given_rows, open_mixture, open_source; "
         f"print(open_source('tfds:{tfds_folder}:train:ordered')[0]['text']); "
         "sys.exit('tensorflow' in sys.modules or 'jax' in sys.modules)"
     )

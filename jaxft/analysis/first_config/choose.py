@@ -38,7 +38,9 @@ def named_column(columns: Mapping[str, Column], names: Sequence[str]) -> str | N
 def language_columns(columns: Mapping[str, Column]) -> tuple[str, ...]:
     """Return the columns of texts that are named by their language, in order."""
     return tuple(
-        name for name, one in columns.items() if one.kind == "text" and LANGUAGE.fullmatch(name)
+        name
+        for name, one in columns.items()
+        if one.kind == "text" and LANGUAGE.fullmatch(name.rpartition(".")[2])
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -20,6 +20,7 @@ MOST_BYTES = 16 << 20  # of a text file that is read whole; of a larger one, par
 HEAD = 4 << 20  # bytes from the beginning of a larger file
 CHUNK = 512 << 10  # bytes of each of its other parts
 CHUNKS = 7
+TRANSLATION = "translation"  # the usual column of data sets of translations
 
 
 @dataclass(frozen=True)
@@ -54,10 +55,29 @@ def take_sample(spec: str) -> Sample:
     kind, _, body = spec.partition(":")
     path = Path(body).expanduser()
     if kind in ("csv", "jsonl") and path.is_file() and path.stat().st_size > MOST_BYTES:
-        return _of_large_file(kind, path)
+        return with_languages(_of_large_file(kind, path))
     if kind == "parquet" and path.is_file():
-        return _of_parquet(path)
-    return _of_source(open_source(spec))
+        return with_languages(_of_parquet(path))
+    return with_languages(_of_source(open_source(spec)))
+
+
+def with_languages(sample: Sample) -> Sample:
+    """Return a sample whose column of translations, {en, de}, is a column a language.
+
+    Their names are those that a config has for fields: `translation.en`.
+    """
+    if TRANSLATION not in sample.columns:
+        return sample
+    cells = [row[TRANSLATION] for row in sample.rows]
+    if not all(isinstance(cell, Mapping) for cell in cells):
+        return sample
+    languages = list(dict.fromkeys(key for cell in cells for key in cell))
+    rows = [
+        {name: value for name, value in row.items() if name != TRANSLATION}
+        | {f"{TRANSLATION}.{key}": row[TRANSLATION].get(key) for key in languages}
+        for row in sample.rows
+    ]
+    return replace(sample, columns=tuple(rows[0]), rows=rows)
 
 
 def _of_source(source: Source) -> Sample:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -48,8 +49,31 @@ class Source:
         return self.rows([index])[0]
 
     def rows(self, indices: Iterable[int], columns: Sequence[str] | None = None) -> list[Row]:
-        """Return the rows at these indices, in this order, with `columns` (None: all) of each."""
-        return self.reader.rows(self.order[np.fromiter(indices, np.int64)], columns)
+        """Return the rows at these indices, in this order, with `columns` (None: all) of each.
+
+        A column `translation.en` is the field `en` of the column `translation`; None where a row
+        lacks it.
+        """
+        numbers = self.order[np.fromiter(indices, np.int64)]
+        if columns is None or all(name in self.columns for name in columns):
+            return self.reader.rows(numbers, columns)
+        owners = {name: self._owner(name) for name in columns}
+        rows = self.reader.rows(numbers, list(dict.fromkeys(owners.values())))
+        return [
+            {name: _field(row[owner], name[len(owner) :]) for name, owner in owners.items()}
+            for row in rows
+        ]
+
+    def has(self, column: str) -> bool:
+        """Return whether there is such a column, or one of the first rows has such a field."""
+        if column in self.columns or self._owner(column) not in self.columns:
+            return column in self.columns
+        first = self.rows(range(min(len(self), CHUNK)), [column])
+        return any(row[column] is not None for row in first)
+
+    def _owner(self, name: str) -> str:
+        """Return the column that holds what a name asks for: itself, or what precedes a period."""
+        return name if name in self.columns else name.partition(".")[0]
 
     def each(
         self,
@@ -153,3 +177,10 @@ class Source:
     def class_names(self, column: str) -> tuple[str, ...] | None:
         """Return the classes of `column` in order of class id, where the data names them."""
         return self.reader.class_names(column)
+
+
+def _field(cell: Any, path: str) -> Any:
+    """Return a field of a cell by its path behind the column, `.en`; without one, the cell."""
+    for key in path.split(".")[1:]:
+        cell = cell.get(key) if isinstance(cell, Mapping) else None
+    return cell

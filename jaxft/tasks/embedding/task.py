@@ -288,7 +288,7 @@ class Embedding(Task):
     def input_of(self, source: Source) -> tuple[str]:
         """Return the column of texts without labels: anchors, or what is searched among."""
         own = self.section
-        return (own.anchor if own.anchor in source.columns else own.positive,)
+        return (own.anchor if source.has(own.anchor) else own.positive,)
 
     def prompt_of(self, column: str) -> str:
         """Return what is put in front of a column's texts."""

@@ -81,7 +81,7 @@ def column_of(source: Source, column: str) -> Iterator[Any]:
 
 def check_column(source: Source, column: str) -> None:
     """Raise a UserError that lists the source's columns if it lacks one."""
-    if column not in source.columns:
+    if not source.has(column):
         raise UserError(
             f"{source.spec}: there is no column '{column}'.",
             f"Its columns: {', '.join(source.columns)}.",
