@@ -30,6 +30,9 @@ from jaxft.inference.generate import _encode, open_writer
 from jaxft.models.load import load
 from jaxft.report.page.run import read_run
 from jaxft.report.page.views import view
+from jaxft.tasks.parts.labels import BadValue
+from jaxft.tasks.vision_language.conversations import IMAGE, conversation_of
+from jaxft.tasks.vision_language.section import VisionLanguageSection
 from jaxft.training.story import train
 from tests.support.small_assets import write_emoji
 from tests.support.small_vlm import (
@@ -414,6 +417,25 @@ def test_a_bad_conversation_is_named(changed, said, folder, tmp_path):
     with pytest.raises(UserError) as caught:
         build(config_of(folder, task=task, data=data))
     assert said in caught.value.message
+
+
+def test_llavas_conversations_are_read_as_they_are():
+    section = VisionLanguageSection(kind="vision_language", image="image", messages="m")
+    talk = [{"from": "gpt", "value": "a red car"}, {"from": "human", "value": "its colour?"}]
+    for asked in ("<image>\nwhat is it?", "what is it?\n<image>"):
+        read = conversation_of(section, {"m": [{"from": "human", "value": asked}, *talk]})
+        words = {"type": "text", "text": "what is it?"}
+        wanted = [IMAGE, words] if asked.startswith("<") else [words, IMAGE]
+        assert read == [
+            {"role": "user", "content": wanted},
+            {"role": "assistant", "content": [{"type": "text", "text": "a red car"}]},
+            {"role": "user", "content": [{"type": "text", "text": "its colour?"}]},
+        ]
+    alone = conversation_of(section, {"m": [{"from": "human", "value": "<image>"}, *talk]})
+    assert alone[0]["content"] == [IMAGE]
+    for value, problem in (("<image> <image>", "2 images"), ("no", "no place"), (7, "no text")):
+        with pytest.raises(BadValue, match=problem):
+            conversation_of(section, {"m": [{"from": "human", "value": value}, *talk]})
 
 
 @pytest.mark.parametrize(

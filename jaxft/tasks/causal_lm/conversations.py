@@ -12,17 +12,8 @@ from jaxft.data.text.template import is_missing
 from jaxft.errors import UserError
 from jaxft.storage.json_files import parse_json
 from jaxft.tasks.causal_lm.section import CausalLmSection
-from jaxft.tasks.parts.labels import BadValue, text_of
+from jaxft.tasks.parts.labels import BadValue, text_of, with_role
 
-# Who speaks in ShareGPT's messages, {from, value} -> the role.
-SHAREGPT_ROLES = {
-    "system": "system",
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "assistant": "assistant",
-}
 TOOLS_HINT = "Tools are a list of JSON schemas of functions, or that list as JSON text."
 
 
@@ -48,7 +39,7 @@ def talk_of(section: CausalLmSection, row: Mapping[str, Any]) -> Talk:
     if section.messages is not None:
         messages = row[section.messages]
         if isinstance(messages, list | tuple):
-            messages = [_without_null_arguments(_with_role(one)) for one in messages]
+            messages = [_without_null_arguments(with_role(one)) for one in messages]
         return Talk(messages, tools)
     assert section.prompt is not None  # the section has one of the two forms
     assert section.answer is not None
@@ -80,24 +71,6 @@ def tools_of(cell: Any, column: str) -> ToolList | None:
     if not isinstance(cell, list | tuple) or not all(isinstance(one, Mapping) for one in cell):
         raise BadValue(f"has no list of tools in {column}", TOOLS_HINT)
     return _without_nulls(list(cell)) or None
-
-
-def _with_role(message: Any) -> Any:
-    """Return a message of ShareGPT as {role, content}; others as they are.
-
-    Raises:
-        BadValue: it is from somebody with no role.
-    """
-    if not isinstance(message, Mapping) or "role" in message or not {"from", "value"} <= {*message}:
-        return message
-    speaker = message["from"]
-    if not isinstance(speaker, str) or speaker not in SHAREGPT_ROLES:
-        raise BadValue(
-            f"has a message from '{speaker}'",
-            f"Messages {{from, value}} are from {', '.join(SHAREGPT_ROLES)}; write the others as "
-            "{role, content}.",
-        )
-    return {"role": SHAREGPT_ROLES[speaker], "content": message["value"]}
 
 
 def _without_null_arguments(message: Any) -> Any:

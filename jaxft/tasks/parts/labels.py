@@ -17,6 +17,15 @@ from jaxft.tasks.parts.examples import values_of
 
 MOST_NAMED = 10  # labels listed in a message
 FILL = "Fill it in, leave the row out, or say data.on_bad_row=skip."
+# Who speaks in ShareGPT's messages, {from, value} -> the role.
+SHAREGPT_ROLES = {
+    "system": "system",
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "assistant": "assistant",
+}
 ONES = {"1": True, "0": False, "true": True, "false": False, "1.0": True, "0.0": False}
 
 
@@ -67,6 +76,24 @@ class Labels:
             mixed = (1 - wide) * batch["labels"] + wide * second
             return batch | {"labels": mixed.astype(np.float32)}
         return batch | {"mixed_labels": second, "mixed_shares": shares.astype(np.float32)}
+
+
+def with_role(message: Any) -> Any:
+    """Return a message of ShareGPT as {role, content}; others as they are.
+
+    Raises:
+        BadValue: it is from somebody with no role.
+    """
+    if not isinstance(message, Mapping) or "role" in message or not {"from", "value"} <= {*message}:
+        return message
+    speaker = message["from"]
+    if not isinstance(speaker, str) or speaker not in SHAREGPT_ROLES:
+        raise BadValue(
+            f"has a message from '{speaker}'",
+            f"Messages {{from, value}} are from {', '.join(SHAREGPT_ROLES)}; write the others as "
+            "{role, content}.",
+        )
+    return {"role": SHAREGPT_ROLES[speaker], "content": message["value"]}
 
 
 def column_of(source: Source, column: str) -> Iterator[Any]:

@@ -16,11 +16,12 @@ from jaxft.data.text.answers import Conversation, WrittenConversation
 from jaxft.data.text.chat import ChatTemplate
 from jaxft.data.text.tokenizer import Tokenizer
 from jaxft.errors import UserError
-from jaxft.tasks.parts.labels import BadValue, text_of
+from jaxft.tasks.parts.labels import BadValue, text_of, with_role
 from jaxft.tasks.parts.tools import Tools
 from jaxft.tasks.vision_language.section import VisionLanguageSection
 
 IMAGE = {"type": "image"}
+IMAGE_WORD = "<image>"  # its place in a value of ShareGPT, as in LLaVA's data sets
 ONE_IMAGE = "A row has one image, so its conversation has one part {type: image}."
 # A prompt and an answer behind the image.
 PREFIX = (
@@ -64,12 +65,25 @@ def conversation_of(section: VisionLanguageSection, row: Mapping[str, Any]) -> C
     cell = row[section.messages]
     if not isinstance(cell, list | tuple) or not all(isinstance(one, Mapping) for one in cell):
         raise BadValue(f"has no conversation in {section.messages}: a list of {{role, content}}")
-    messages = [{**one, "content": _parts(one.get("content"))} for one in cell]
+    messages = [_message(one) for one in cell]
     count = sum(part == IMAGE for one in messages for part in one["content"])
     if count != 1:
         problem = "no place for its image" if count == 0 else f"{count} images"
         raise BadValue(f"has {problem} in {section.messages}", ONE_IMAGE)
     return messages
+
+
+def _message(message: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a message with a list of parts; one of ShareGPT's shows its image by `<image>`."""
+    if (own := with_role(message)) is message:
+        return {**message, "content": _parts(message.get("content"))}
+    if not isinstance(own["content"], str):
+        raise BadValue("has a message whose value is no text")
+    if IMAGE_WORD not in own["content"]:
+        return {**own, "content": _parts(own["content"])}
+    texts = [text.strip("\n") for text in own["content"].split(IMAGE_WORD)]
+    words = [_parts(text) if text else [] for text in texts]
+    return {**own, "content": [part for parts in words for part in (IMAGE, *parts)][1:]}
 
 
 def _parts(content: Any) -> list[dict[str, Any]]:

@@ -25,7 +25,7 @@ class VisionLanguageSection(TaskSection):
     messages: str | None = fixed(
         None,
         "column that holds a conversation: a list of {role, content}, the content a text or a "
-        "list of parts, one of which is {type: image}",
+        "list of parts, one of which is {type: image}; or of {from, value}, one with <image>",
     )
     train_on: Literal["all", "last"] = fixed(
         "all", "the answers of a conversation that the loss scores"
