@@ -2,7 +2,8 @@
 
 `python -m benchmarks.studies.learned_rates` learns a multiplier for each depth on each task of the
 study of methods, measures every criterion of `jaxft layers` there, and writes both to
-docs/studies/learned_rates.json and into the page. The scores of runs with the learned rates are
+docs/studies/learned_rates.json and into the page. A draw is stored as it ends, so that the command
+goes on where it was stopped. The scores of runs with the learned rates are
 rows of `benchmarks.studies.methods`, which reads that file.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -24,7 +26,7 @@ from jaxft.config.load import Config
 from jaxft.device.process import prepare_process
 from jaxft.storage.files import write_atomic
 from jaxft.studies.tuning.problem import open_problem
-from jaxft.studies.tuning.tune import tune
+from jaxft.studies.tuning.tune import Draw, learn_draw, tuned_of
 
 RESULTS = DOCS / "learned_rates.json"
 STEPS, ROUNDS, DRAWS, EVAL_BATCHES = 10, 6, 3, 6
@@ -34,8 +36,17 @@ RESAMPLES = 2000
 
 def load_learned() -> dict[str, Any]:
     """Read what earlier calls learned: task -> its curve and criteria."""
+    return {task: one for task, one in _stored().items() if "depths" in one}
+
+
+def _stored() -> dict[str, Any]:
+    """Read what earlier calls learned; of a task that is not finished there are draws alone."""
     stored: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     return stored
+
+
+def _store(task: str, learned: dict[str, Any]) -> None:
+    write_atomic(RESULTS, json.dumps(_stored() | {task: learned}, indent=1).encode())
 
 
 def groups_of(learned: dict[str, Any]) -> str:
@@ -50,15 +61,18 @@ def config_of(task: Task) -> Config:
     return jaxft.load_config(task.config, [*task.for_all(), f"optimizer.lr={FULL[1]}"])
 
 
-def learn(name: str) -> dict[str, Any]:
-    """Learn a task's curve, and measure the criteria of its layers."""
+def learn(name: str) -> None:
+    """Learn a task's curve, and measure the criteria of its layers; store both."""
     config = config_of(TASKS[name])
     problem = open_problem(config, STEPS, EVAL_BATCHES)
-    tuned = tune(
-        problem, steps=STEPS, rounds=ROUNDS, draws=DRAWS, progress=partial(_print_round, name)
-    )
+    courses = [Draw(**one) for one in _stored().get(name, {}).get("draws", ())]
+    for number in range(len(courses), DRAWS):
+        progress = partial(_print_round, name, number)
+        courses.append(learn_draw(problem, number, STEPS, ROUNDS, progress))
+        _store(name, {"draws": [asdict(one) for one in courses]})
+    tuned = json.loads(tuned_of(problem, STEPS, courses).to_json())
     criteria = layer_criteria(config, CRITERIA_BATCHES, print, print).content()
-    return json.loads(tuned.to_json()) | {"criteria": by_block(criteria)}
+    _store(name, tuned | {"criteria": by_block(criteria)})
 
 
 def by_block(content: dict[str, Any]) -> dict[str, list[float]]:
@@ -155,11 +169,10 @@ def main() -> None:
     parser.add_argument("--task", choices=list(TASKS), action="append")
     asked = parser.parse_args()
     prepare_process()
-    stored = load_learned()
     for name in asked.task or list(TASKS):
-        if name not in stored:
-            stored[name] = learn(name)
-            write_atomic(RESULTS, json.dumps(stored, indent=1).encode())
+        if name not in load_learned():
+            learn(name)
+    stored = load_learned()
     tables = "\n\n".join(table_of(name, learned) for name, learned in stored.items())
     write_page("learned_rates", tables, lambda figure: draw(figure, stored), size=(7, 3))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 
@@ -130,10 +130,24 @@ def tune(
         draws: of training rows.
         progress: called after each training with the draw, the rounds done and the eval loss.
     """
-    courses = [
-        _descend(problem, number, steps, rounds, partial(progress, number))
-        for number in range(draws)
-    ]
+    return tuned_of(
+        problem,
+        steps,
+        [
+            learn_draw(problem, number, steps, rounds, partial(progress, number))
+            for number in range(draws)
+        ],
+    )
+
+
+def tuned_of(problem: Problem, steps: int, courses: Sequence[Draw]) -> Tuned:
+    """Return the multipliers that draws have learned, with their intervals.
+
+    Args:
+        problem: the run.
+        steps: of training, for each round.
+        courses: of the draws, two or more.
+    """
     ends = np.array([course.logs[-1] for course in courses])
     leaves = [leaf for leaf in problem.now.table.leaves if leaf.trainable]
     base = np.array(
@@ -157,14 +171,22 @@ def tune(
     )
 
 
-def _descend(
+def learn_draw(
     problem: Problem,
     number: int,
     steps: int,
     rounds: int,
     progress: Callable[[int, float], None],
 ) -> Draw:
-    """Move the multipliers of one draw for some rounds."""
+    """Move the multipliers of one draw for some rounds.
+
+    Args:
+        problem: the run.
+        number: of the draw, from 0; it decides the training rows.
+        steps: of training, for each round.
+        rounds: moves of the multipliers.
+        progress: called after each training with the rounds done and the eval loss.
+    """
     setup, now = problem.setup, problem.now
     batches = train_batches(setup, number * steps, steps)
     state = initial_state(setup, now, problem.params)
