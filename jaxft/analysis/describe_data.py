@@ -108,9 +108,10 @@ def _opened(
         if overrides:
             raise UserError(f"'{what}' is a source; KEY=VALUE is only for a config file.")
         source = open_source(what)
-        reading = guess_columns(source, text, label)
-        check_columns(source, [name for name in (text, label) if name])
-        return {"rows": source}, reading
+        named = [name for name in (text, label) if name]
+        check_columns(source, named)
+        source = source.with_fields(named)
+        return {"rows": source}, guess_columns(source, text, label)
     config = load_config(what, overrides)
     task = make_task(config)
     data, seed = config.data, config.run.seed.data
@@ -121,9 +122,10 @@ def _opened(
         None if text else _render_of(task, next(iter(sources.values()))),
         None if task.problem_type is None else task.problem_type == Number.problem,
     )
+    named = [name for name in (text, label) if name]
     for source in sources.values():
-        check_columns(source, [name for name in (text, label) if name])
-    return sources, reading
+        check_columns(source, named)
+    return {name: source.with_fields(named) for name, source in sources.items()}, reading
 
 
 def _render_of(task: Task, source: Source) -> Callable[[Row], str] | None:
@@ -182,7 +184,7 @@ def _hold(
     others = None
     if reference is not None:
         other = open_source(reference)
-        columns = reading if set(reading.texts) <= set(other.columns) else guess_columns(other)
+        columns = reading if all(map(other.has, reading.texts)) else guess_columns(other)
         others, _ = _sampled(other, TextColumns(columns.texts, None), sample)
     return hold_against(checkpoint, texts, labels, others)
 

@@ -77,6 +77,7 @@ def open_sources(
             sources[name] = open_mixture(strings, **options)
         for source in sources[name].mixed or (sources[name],):
             check_columns(source, task.columns)
+        sources[name] = sources[name].with_fields(task.columns)
     return sources
 
 

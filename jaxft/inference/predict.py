@@ -91,6 +91,7 @@ def predict_rows(
         )
     source = open_source(spec, image_folder=predictor.config.data.image_folder)
     check_columns(source, columns)
+    source = source.with_fields(columns)
     starts = range(0, len(source), ROWS)
     yield from _predictions(
         predictor, (replace(source, order=source.order[start : start + ROWS]) for start in starts)

@@ -74,6 +74,22 @@ def test_labels_that_are_numbers_have_a_mean_and_no_classes():
     assert profile(few, guess_columns(few))["numbers"] is None, "a few numbers are classes"
 
 
+def test_describe_shows_fields_that_the_task_reads(tmp_path, capsys):
+    cells = [{"body": f"film {n}", "verdict": "good" if n % 3 else "bad"} for n in range(30)]
+    rows = "\n".join(json.dumps({"id": n, "review": cell}) for n, cell in enumerate(cells))
+    (tmp_path / "rows.jsonl").write_text(rows)
+    task = {"kind": "text_classification", "text": "review.body", "label": "review.verdict"}
+    data = dict.fromkeys(("train", "eval"), f"jsonl:{tmp_path}/rows.jsonl") | {"test": None}
+    file = str(write_config(tiny_config(tmp_path, task=task, data=data), tmp_path / "own.yaml"))
+    named = ("--text", "review.body", "--label", "review.verdict")
+    for words in ((file,), (f"jsonl:{tmp_path}/rows.jsonl", *named)):
+        found = json.loads(said_by(capsys, "data", "describe", *words, "--json"))["splits"][0]
+        assert found["labels"] == {"good": 20, "bad": 10}
+        assert found["words"]["mean"] == 2
+        names = [column["name"] for column in found["columns"]]
+        assert names == ["id", "review", "review.body", "review.verdict"]
+
+
 def test_describe_shows_the_text_that_the_model_reads(tmp_path, capsys):
     """The template is applied, a target is a number, and shares are of all rows."""
     with (tmp_path / "rows.csv").open("w", newline="") as file:

@@ -110,6 +110,9 @@ def test_a_field_of_a_column_is_a_column(tmp_path):
     for made in (source, mixed):
         named = ("id", "translation.de", "translation", "translation.fr", "id.de", "text.de")
         assert [made.has(name) for name in named] == [True, True, True, False, False, False]
+        asked = made.with_fields(["id", "translation.de", "translation.de", "text.de"])
+        assert asked.columns == (*made.columns, "translation.de")
+        assert asked[0] == made[0] | {"translation.de": "ja"}
     dotted = given_rows([{"translation.de": "nein", "translation": {"de": "ja"}}])
     assert dotted.rows([0], ["translation.de"]) == [{"translation.de": "nein"}]
 

@@ -29,6 +29,8 @@ class Source:
         order: `[rows]` the reader's row number of each of our rows.
         reader: reads the rows.
         image_folder: a folder that paths in the rows may lead into, besides the rows' own.
+        fields: columns that are fields of another: `translation.en` is the field `en` of the
+            column `translation`, and None where a row lacks it.
     """
 
     spec: str
@@ -36,11 +38,17 @@ class Source:
     order: np.ndarray
     reader: Reader
     image_folder: Path | None = None
+    fields: tuple[str, ...] = ()
 
     @property
     def columns(self) -> tuple[str, ...]:
         """Names that every row has a value for."""
-        return self.reader.columns
+        return (*self.reader.columns, *self.fields)
+
+    def with_fields(self, columns: Iterable[str]) -> Source:
+        """Return the source with those of these columns that are fields of others."""
+        new = [name for name in columns if name not in self.columns and self.has(name)]
+        return replace(self, fields=(*self.fields, *dict.fromkeys(new)))
 
     def __len__(self) -> int:
         return len(self.order)
@@ -49,15 +57,12 @@ class Source:
         return self.rows([index])[0]
 
     def rows(self, indices: Iterable[int], columns: Sequence[str] | None = None) -> list[Row]:
-        """Return the rows at these indices, in this order, with `columns` (None: all) of each.
-
-        A column `translation.en` is the field `en` of the column `translation`; None where a row
-        lacks it.
-        """
+        """Return the rows at these indices, in this order, with `columns` (None: all) of each."""
         numbers = self.order[np.fromiter(indices, np.int64)]
-        if columns is None or all(name in self.columns for name in columns):
+        names = self.columns if columns is None else columns
+        if all(name in self.reader.columns for name in names):
             return self.reader.rows(numbers, columns)
-        owners = {name: self._owner(name) for name in columns}
+        owners = {name: self._owner(name) for name in names}
         rows = self.reader.rows(numbers, list(dict.fromkeys(owners.values())))
         return [
             {name: _field(row[owner], name[len(owner) :]) for name, owner in owners.items()}
@@ -73,7 +78,7 @@ class Source:
 
     def _owner(self, name: str) -> str:
         """Return the column that holds what a name asks for: itself, or what precedes a period."""
-        return name if name in self.columns else name.partition(".")[0]
+        return name if name in self.reader.columns else name.partition(".")[0]
 
     def each(
         self,
