@@ -133,6 +133,9 @@ def test_sharegpt_messages_are_a_conversation():
         "kind": "causal_lm",
         "messages": "conversations",
     }
+    with pytest.raises(UserError, match="images are the task vision_language") as caught:
+        decided({"image": [f"{n}.png" for n in range(30)], "conversations": [talk] * 30})
+    assert "{kind: vision_language, image: image, messages: conversations}" in caught.value.hint
 
 
 def test_rows_without_a_text_are_left_out(here, capsys):

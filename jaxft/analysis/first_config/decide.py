@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NoReturn
 
 from jaxft.analysis.first_config.choose import (
     ANSWERS,
@@ -86,6 +87,8 @@ def _possible_tasks(columns: Mapping[str, Column], kind: str) -> dict[str, str]:
         return {"token_classification": "two columns hold lists: words and their tags"}
     if {"chosen", "rejected"} <= names:
         return {"dpo": "the columns 'chosen' and 'rejected' are preferences"}
+    if {"messages", "image"} <= kinds:
+        _refuse_image_chats(columns)
     if "messages" in kinds:
         return {"causal_lm": "a column holds conversations"}
     if {"anchor", "positive"} <= names:
@@ -102,6 +105,18 @@ def _possible_tasks(columns: Mapping[str, Column], kind: str) -> dict[str, str]:
         why = f"'{pair[0]}' and '{pair[1]}' are prompts and answers"
         return {"causal_lm": why, "seq2seq": why}
     return _possible_text_tasks(columns, texts)
+
+
+def _refuse_image_chats(columns: Mapping[str, Column]) -> NoReturn:
+    image, messages = (
+        next(name for name, one in columns.items() if one.kind == kind)
+        for kind in ("image", "messages")
+    )
+    raise UserError(
+        "Conversations about images are the task vision_language, for which `jaxft init` writes "
+        "no config.",
+        f"In one of yours: task: {{kind: vision_language, image: {image}, messages: {messages}}}.",
+    )
 
 
 def _possible_image_tasks(columns: Mapping[str, Column], texts: Sequence[str]) -> dict[str, str]:
