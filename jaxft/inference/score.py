@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -72,8 +71,8 @@ def score(
     # Scored are the weights that an export has, and not how training stored the frozen ones.
     setup = replace(build(config, facts=trained.task.facts), quantized={})
     end = jax.device_put(trained.model.params, dict(setup.shardings))
-    rows = setup.splits[split]
-    result = evaluate(setup, build_eval_step(setup), end, rows)
+    step, rows = build_eval_step(setup), setup.splits[split]
+    result = evaluate(setup, step, end, rows)
     report = {
         "run": str(run),
         "source": rows.source.spec,
@@ -87,50 +86,38 @@ def score(
     if similarity:
         report["similarity"] = of_depths(setup, start, end, rows)
     if shares:
-        report["line"] = line(setup, start, end, shares, split)
+        if setup.model.adapted is not None:
+            setup, start, end = merged(setup, start, end)
+            step = build_eval_step(setup)
+        report["line"] = [
+            {
+                "share": share,
+                "metrics": finite(evaluate(setup, step, between(start, end, share), rows).scores),
+            }
+            for share in shares
+        ]
         report["new"] = list(new_at_start(trained.run))
     return report
 
 
-def line(
-    setup: Setup, start: Params, end: Params, shares: Sequence[float], split: str
-) -> list[dict[str, Any]]:
-    """Score interpolations between two sets of parameters.
+def merged(setup: Setup, start: Params, end: Params) -> tuple[Setup, Params, Params]:
+    """Merge adapters into two sets of parameters, and return the setup of the plain model too.
 
-    Adapters are merged into both first: what is interpolated is the effective weight, and not
-    each factor of a low-rank product.
+    What is interpolated between them is then the effective weight, and not each factor of a
+    low-rank product.
 
     Args:
-        setup: the run.
+        setup: of a run with adapters.
         start, end: parameters, on its devices.
-        shares: of `end`.
-        split: whose rows are scored.
-
-    Returns:
-        `share` and `metrics` of each.
     """
-    if (adapted := setup.model.adapted) is not None:
-        setup = without_adapters(setup)
-        start, end = (
-            jax.device_put(merge(params, adapted), dict(setup.shardings)) for params in (start, end)
-        )
-    step, rows = build_eval_step(setup), setup.splits[split]
-    scores = (evaluate(setup, step, between(start, end, share), rows).scores for share in shares)
-    return [
-        {"share": share, "metrics": finite(metrics)}
-        for share, metrics in zip(shares, scores, strict=True)
-    ]
-
-
-def without_adapters(setup: Setup) -> Setup:
-    """Return a run's setup with the plain model, for parameters that have taken the adapters in."""
+    assert setup.model.adapted is not None
     model = setup.model.plain()
-    return replace(
-        setup,
-        model=model,
-        bound=bind_task(setup.task, setup.config, model, setup.label_names, weights=True),
-        shardings={name: setup.shardings[name] for name in model.params},
+    shardings = {name: setup.shardings[name] for name in model.params}
+    start, end = (
+        jax.device_put(merge(params, setup.model.adapted), shardings) for params in (start, end)
     )
+    bound = bind_task(setup.task, setup.config, model, setup.label_names, weights=True)
+    return replace(setup, model=model, bound=bound, shardings=shardings), start, end
 
 
 def as_test_rows(data: DataSection) -> DataSection:
