@@ -58,6 +58,8 @@ TASKS = {
             "data.train=conll:assets/tweets/train.conll[:400]",
             "data.eval=conll:assets/tweets/train.conll[1000:1400]",
             "data.test=conll:assets/tweets/train.conll[1400:]",
+            "data.batch_size=4",
+            "data.max_length=80",
             "train.length=3 epochs",
         ),
     ),
