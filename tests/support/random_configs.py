@@ -102,7 +102,8 @@ def inner(name: str) -> Callable[[Draw], int | None]:
 
 
 def activation(draw: Draw) -> str:
-    again = ("gelu_accurate", "gelu_fast", "gelu_python")  # functions with another name too
+    # Functions with another name too.
+    again = ("gelu_accurate", "gelu_fast", "gelu_python", "gelu_python_tanh")
     return draw.one_of(*sorted(set(ACTIVATIONS).difference(again)))
 
 

@@ -228,11 +228,6 @@ def gelu_tanh(x: jax.Array) -> jax.Array:
     return jax.nn.gelu(x, approximate=True)
 
 
-def quick_gelu(x: jax.Array) -> jax.Array:
-    """Apply GELU by its sigmoid approximation, as OpenAI's CLIP does."""
-    return x * jax.nn.sigmoid(1.702 * x)
-
-
 def soft_capped(scores: jax.Array, most: float) -> jax.Array:
     """Bound `scores` smoothly to +-`most`, as Gemma does.
 
@@ -241,17 +236,20 @@ def soft_capped(scores: jax.Array, most: float) -> jax.Array:
     return jnp.tanh(scores / most) * most
 
 
+APPROXIMATE = ("gelu_accurate", "gelu_fast", "gelu_new", "gelu_python_tanh", "gelu_pytorch_tanh")
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "gelu": gelu,
-    "gelu_python": gelu,
-    "gelu_accurate": gelu_tanh,
-    "gelu_fast": gelu_tanh,
-    "gelu_new": gelu_tanh,
-    "gelu_pytorch_tanh": gelu_tanh,
-    "quick_gelu": quick_gelu,
+    **dict.fromkeys(("gelu", "gelu_python"), gelu),
+    **dict.fromkeys(APPROXIMATE, gelu_tanh),
+    **dict.fromkeys(("silu", "swish"), jax.nn.silu),
+    "hardswish": jax.nn.hard_swish,
+    "leaky_relu": jax.nn.leaky_relu,
+    "linear": lambda x: x,
+    "mish": jax.nn.mish,
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),  # GELU of OpenAI's CLIP
     "relu": jax.nn.relu,
-    "silu": jax.nn.silu,
-    "swish": jax.nn.silu,
+    "relu2": lambda x: jnp.square(jax.nn.relu(x)),
+    "relu6": jax.nn.relu6,
+    "sigmoid": jax.nn.sigmoid,
     "tanh": jnp.tanh,
 }
 

@@ -28,7 +28,6 @@ from jaxft.models.weights.tensor import Tensor
 from jaxft.storage.files import write_atomic, written_aside
 
 STD = 0.02  # of a fresh kernel
-OTHERS = {"identity": lambda x: x, "sigmoid": jax.nn.sigmoid}
 
 
 class Layers(nnx.Module):
@@ -56,7 +55,7 @@ class Stack(nnx.Module):
         """Map pooled vectors `[..., I]` to `[..., O]`."""
         for index, name in enumerate(self.activations):
             linear = getattr(self.head, f"dense_{index}")
-            x = (ACTIVATIONS | OTHERS)[name](linear(x))
+            x = ACTIVATIONS[name](linear(x))
         return x
 
 

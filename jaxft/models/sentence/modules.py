@@ -19,9 +19,9 @@ POOLING, NORMALIZE, DENSE = "Pooling", "Normalize", "Dense"
 SUPPORTED = ("Transformer", POOLING, DENSE, NORMALIZE, "Dropout")
 FOLDER = re.compile(r"[A-Za-z0-9_-]*")
 INPUT = "sentence_embedding"
-# The last part of an activation's class in torch.nn -> its name here.
-ACTIVATIONS = {
-    "Identity": "identity",
+# The last part of an activation's class in torch.nn -> its name in `transformers`.
+TORCH_ACTIVATIONS = {
+    "Identity": "linear",
     "Tanh": "tanh",
     "ReLU": "relu",
     "GELU": "gelu",
@@ -53,7 +53,7 @@ class DenseLayer:
         path: its folder in the checkpoint.
         inside, outside: the widths of its input and output.
         bias: whether there is a b.
-        activation: a value of `ACTIVATIONS`.
+        activation: a value of `TORCH_ACTIVATIONS`.
     """
 
     path: str
@@ -136,11 +136,11 @@ def _dense_layer(folder: Path, name: str) -> DenseLayer:
     fields = read_json_object(path)
     inside, outside = (_size(path, fields.get(key)) for key in ("in_features", "out_features"))
     written = str(fields.get("activation_function", TANH))
-    activation = ACTIVATIONS.get(written.rpartition(".")[2])
+    activation = TORCH_ACTIVATIONS.get(written.rpartition(".")[2])
     if activation is None or not written.startswith("torch.nn."):
         raise UserError(
             f"{path}: the activation_function {visible(written)} is not supported.",
-            f"Supported, of torch.nn: {', '.join(ACTIVATIONS)}.",
+            f"Supported, of torch.nn: {', '.join(TORCH_ACTIVATIONS)}.",
         )
     if fields.get("use_residual") or any(
         fields.get(key) not in (None, INPUT) for key in ("module_input_name", "module_output_name")
@@ -161,7 +161,7 @@ def _size(path: Path, value: object) -> int:
 
 def dense_config(layer: DenseLayer) -> dict[str, object]:
     """Return the config.json of a Dense module."""
-    (written,) = (name for name, ours in ACTIVATIONS.items() if ours == layer.activation)
+    (written,) = (name for name, ours in TORCH_ACTIVATIONS.items() if ours == layer.activation)
     module = "linear" if written == "Identity" else "activation"
     return {
         "in_features": layer.inside,
