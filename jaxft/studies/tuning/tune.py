@@ -21,7 +21,10 @@ from scipy import stats
 
 from jaxft.config.load import Config
 from jaxft.device.mesh import replicated
+from jaxft.device.process import return_freed_memory
 from jaxft.engine.initial_state import frozen_params, initial_state
+from jaxft.engine.state import TrainState
+from jaxft.engine.step import Batch, Params
 from jaxft.errors import UserError
 from jaxft.studies.tuning.derivative import derivative, mean_gradient
 from jaxft.studies.tuning.problem import Problem, train_batches
@@ -195,20 +198,31 @@ def learn_draw(
     # The step size falls to nothing, so that the curve comes to rest.
     descent = optax.adam(optax.cosine_decay_schedule(STEP_SIZE, rounds), b1=0.8, b2=0.95)
     moments = descent.init(logs)
-    score = partial(problem.score, frozen)
     losses, course, derivatives = [], [logs], []
     for done in range(rounds + 1):
-        end = problem.train(logs, state, frozen, batches)
-        loss, gradient = mean_gradient(score, end.trainable, problem.eval_batches)
-        losses.append(_finite(float(loss), steps))
+        loss, slope = _loss_and_derivative(problem, logs, state, frozen, batches)
+        return_freed_memory()  # a training takes gigabytes at once, and the heap has holes by now
+        losses.append(_finite(loss, steps))
         progress(done, losses[-1])
         if done < rounds:
-            slope = derivative(end.tangents, gradient)
             move, moments = descent.update(slope, moments, logs)
             logs = jnp.clip(optax.apply_updates(logs, move), -FURTHEST, FURTHEST)
             derivatives.append(slope)
             course.append(logs)
     return Draw(tuple(losses), _rows(course), _rows(derivatives))
+
+
+def _loss_and_derivative(
+    problem: Problem, logs: jax.Array, state: TrainState, frozen: Params, batches: Batch
+) -> tuple[float, jax.Array]:
+    """Return the eval loss after a training, and its derivatives by the multipliers.
+
+    The trained parameters and theirs, one more for each multiplier, live no longer than this.
+    """
+    end = problem.train(logs, state, frozen, batches)
+    score = partial(problem.score, frozen)
+    loss, gradient = mean_gradient(score, end.trainable, problem.eval_batches)
+    return float(loss), jax.block_until_ready(derivative(end.tangents, gradient))
 
 
 def _finite(loss: float, steps: int) -> float:
