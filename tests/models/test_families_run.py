@@ -105,6 +105,8 @@ def torch_blocks(pair: Pair) -> list[torch.nn.Module]:
     if pair.ours.model_type in PYRAMIDS:
         kind = PYRAMIDS[pair.ours.model_type]
         return [m for m in pair.torch.modules() if type(m).__name__ in kind]
+    if pair.ours.model_type == "timm_wrapper":
+        return list(pair.torch.timm_model.blocks)
     # A head may have a list of layers too, behind the blocks.
     return next(m for m in pair.torch.modules() if isinstance(m, torch.nn.ModuleList))
 
@@ -331,9 +333,9 @@ def test_dropout_is_for_what_is_trained(classifier):
     assert shared or not np.array_equal(logits(first), logits(second))
     assert np.array_equal(logits(first), logits(first))
     assert not np.array_equal(logits(first), logits(first, key=jax.random.key(1)))
-    # BERT's classifier has a dropout of its own, its kin's too; the others' have none.
+    # BERT's classifier has a dropout of its own, its kin's and timm's too; the others' none.
     own = ("bert", "albert", "modernbert", "modernbert-decoder", "deberta-v2", "nomic_bert")
-    drops = model.model_type in (*own, *BERTS_KIN)
+    drops = model.model_type in (*own, *BERTS_KIN, "timm_wrapper")
     assert np.array_equal(logits("head/kernel"), plain) is not drops
 
 

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import torch
 import transformers
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from transformers.models.trocr.modeling_trocr import TrOCRSinusoidalPositionalEmbedding
 
 from jaxft.models import load as registry
@@ -219,7 +219,7 @@ def make_pair(model_type: str, head: str | None, seed: int, folder: Path) -> Pai
         for value in (*model.parameters(), *written_buffers(model).values()):
             if is_free(value):
                 value.add_(torch.randn_like(value) * 0.1)
-    model.save_pretrained(folder)
+    save(model, folder)
     batch = random_batch(model, draw)
     if twice:
         batch = read_twice(batch, config)
@@ -230,6 +230,15 @@ def make_pair(model_type: str, head: str | None, seed: int, folder: Path) -> Pai
             n: np.stack([value[[i, i - 1, i - 2]] for i in range(3)]) for n, value in batch.items()
         }
     return Pair(registry.load(str(folder)), model, str(folder), batch)
+
+
+def save(model: torch.nn.Module, folder: str | Path, **options) -> None:
+    """Save a model as files of the hub are; timm's have no prefix, which transformers adds."""
+    model.save_pretrained(folder, **options)
+    if model.config.model_type == "timm_wrapper":
+        file = f"{folder}/model.safetensors"
+        bare = {n.removeprefix("timm_model."): value for n, value in load_file(file).items()}
+        save_file(bare, file, {"format": "pt"})
 
 
 def plainly(config) -> dict[str, str]:
@@ -305,7 +314,8 @@ def random_batch(model: torch.nn.Module, draw: np.random.Generator) -> dict[str,
     if hasattr(config, "image_token_id"):
         return random_images(config, draw)
     if hasattr(config, "vision_config") or model.main_input_name == "pixel_values":
-        size = getattr(vision, "image_size", (60, 44))
+        arguments = getattr(config, "model_args", None) or {}  # of timm
+        size = getattr(vision, "image_size", arguments.get("img_size", (60, 44)))
         height, width = (size, size) if isinstance(size, int) else size
         batch["pixel_values"] = draw.normal(size=(3, 3, height, width)).astype(np.float32)
     if config.is_encoder_decoder:
@@ -452,7 +462,7 @@ def stored_gradients(pair: Pair) -> dict[str, np.ndarray]:
     # What is no parameter is not trained.
     grads |= {n: torch.zeros_like(v) for n, v in written_buffers(pair.torch).items()}
     with tempfile.TemporaryDirectory() as folder:  # a file's names are not always the model's own
-        pair.torch.save_pretrained(folder, state_dict=grads)
+        save(pair.torch, folder, state_dict=grads)
         theirs = load_file(f"{folder}/model.safetensors")
     found = {}
     for ours in pair.ours.names:

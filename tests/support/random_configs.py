@@ -483,6 +483,28 @@ def swin(draw: Draw) -> dict[str, Any]:
     }
 
 
+def timm(draw: Draw) -> dict[str, Any]:
+    """An architecture of timm, and other arguments than its own."""
+    patch, width = draw.number(2, 5), draw.width
+    own = {
+        "img_size": patch * draw.number(2, 5),
+        "patch_size": patch,
+        "embed_dim": width,
+        "depth": draw.layers,
+        "num_heads": draw.heads,
+        "mlp_ratio": draw.one_of(1.5, 2.0),
+        "init_values": draw.one_of(None, 0.3),
+        "reg_tokens": draw.number(0, 3),
+    }
+    rates = ("attn_drop_rate", "drop_path_rate", "drop_rate", "pos_drop_rate", "proj_drop_rate")
+    own |= {name: rate(draw) for name in rates}
+    flags = ("qkv_bias", "no_embed_class", "pre_norm", "fc_norm", "class_token")
+    own |= {name: draw.flag() for name in flags}
+    own["global_pool"] = draw.one_of("token", "avg") if own["class_token"] else "avg"
+    gated, tanh = "vit_giant_patch14_dinov2", "vit_base_patch32_siglip_gap_256"
+    return {"architecture": draw.one_of("test_vit", gated, tanh), "model_args": own}
+
+
 # Model type -> fields that are drawn together, one value a stage.
 STAGED: dict[str, Callable[[Draw], dict[str, Any]]] = {
     "segformer": segformer,
@@ -490,8 +512,10 @@ STAGED: dict[str, Callable[[Draw], dict[str, Any]]] = {
     "convnextv2": convnext,
     "resnet": resnet,
     "swin": swin,
+    "timm_wrapper": timm,
 }
 STAGES = {
+    *("architecture", "label_names", "model_args", "num_classes"),
     "depths",
     "downsample_in_bottleneck",
     "downsample_in_first_stage",

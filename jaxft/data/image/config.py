@@ -112,8 +112,8 @@ def _settings(file: Path, fields: Mapping[str, Any]) -> dict[str, Any]:
         if fields.get("do_center_crop")
         else None,
         "factor": _factor(file, fields["rescale_factor"]) if fields["do_rescale"] else None,
-        "mean": _channels(file, "image_mean", fields["image_mean"]) if normalise else None,
-        "std": _channels(file, "image_std", fields["image_std"]) if normalise else None,
+        "mean": channels(file, "image_mean", fields["image_mean"]) if normalise else None,
+        "std": channels(file, "image_std", fields["image_std"]) if normalise else None,
         "clusters": _clusters(file, fields["clusters"]) if "clusters" in fields else None,
     }
 
@@ -184,14 +184,14 @@ def _resample(file: Path, value: Any) -> int:
     return int(value)
 
 
-def _channels(file: Path, name: str, value: Any) -> tuple[float, ...]:
+def channels(file: Path, name: str, value: Any) -> tuple[float, ...]:
     values = value if isinstance(value, list | tuple) else [value] * 3
     if len(values) != 3 or not all(map(is_number, values)):
         raise UserError(
             f"{file}: '{name}' is {value!r}; there are three channels, a number for each."
         )
-    if name == "image_std" and not all(one > 0 for one in values):
-        raise UserError(f"{file}: 'image_std' is {value!r}; pixels are divided by it.")
+    if name in ("image_std", "std") and not all(one > 0 for one in values):
+        raise UserError(f"{file}: '{name}' is {value!r}; pixels are divided by it.")
     return tuple(float(one) for one in values)
 
 
@@ -204,7 +204,7 @@ def _factor(file: Path, value: Any) -> float:
 def _clusters(file: Path, value: Any) -> tuple[tuple[float, ...], ...]:
     """Return the colors of an ImageGPT, each of three channels as normalised."""
     if isinstance(value, list) and value:
-        return tuple(_channels(file, "clusters", one) for one in value)
+        return tuple(channels(file, "clusters", one) for one in value)
     raise UserError(
         f"{file}: 'clusters' is {value!r}; an ImageGPT needs a list of colors.",
         "Copy the file from the original checkpoint.",

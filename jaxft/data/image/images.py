@@ -21,8 +21,9 @@ from PIL import Image, UnidentifiedImageError
 
 from jaxft.bounds import MOST_PIXELS
 from jaxft.data.image.config import check_scaled, read_settings
-from jaxft.data.image.processors import FLOATS
+from jaxft.data.image.processors import FLOATS, TO_NEAREST
 from jaxft.data.image.resize import crop_middle, resize_floats, target_size
+from jaxft.data.image.timm import timm_settings
 from jaxft.errors import UserError
 
 # Not every format that Pillow knows: some (EPS) start another program.
@@ -90,7 +91,9 @@ class ImageProcessor:
             height, width = target_size(image, self.resize)
             image = image.resize((width, height), Image.Resampling(self.resample))
         pixels = np.asarray(image)
-        return pixels if self.crop is None else crop_middle(pixels, self.crop)
+        if self.crop is None:
+            return pixels
+        return crop_middle(pixels, self.crop, to_nearest=self.kind in TO_NEAREST)
 
     def values(self, pixels: np.ndarray) -> np.ndarray:
         """Rescale and normalize pixels `[H, W, 3]` uint8: `[3, H, W]` float32."""
@@ -155,7 +158,7 @@ def load_image_processor(folder: str | Path, size: int | None = None) -> ImagePr
     """Return the image processor of a checkpoint's folder.
 
     Args:
-        folder: holds `preprocessor_config.json` (or `processor_config.json`).
+        folder: holds `preprocessor_config.json` or `processor_config.json`, or timm's config.json.
         size: height and width of what comes out, where another than the checkpoint's is wanted; a
             resize before a crop keeps its proportion to it (256 and 224 become 112 and 98).
 
@@ -164,6 +167,8 @@ def load_image_processor(folder: str | Path, size: int | None = None) -> ImagePr
 
     Source: https://github.com/huggingface/transformers, `image_processing_backends.PilBackend`.
     """
+    if settings := timm_settings(Path(folder), size):
+        return ImageProcessor(**settings)
     processor = ImageProcessor(**read_settings(Path(folder)))
     if size is not None:
         processor = _resized(processor, size)

@@ -136,6 +136,8 @@ PROCESSORS: dict[str, dict[str, Any]] = {
 }
 # Processors that resize floats, without smoothing what becomes smaller.
 FLOATS = ("RfDetrImageProcessor",)
+# Processors that cut out the middle as torchvision does.
+TO_NEAREST = ("TimmWrapperImageProcessor",)
 # Fields that change no pixel.
 WITHOUT_EFFECT = {
     "image_processor_type",

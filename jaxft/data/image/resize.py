@@ -51,8 +51,13 @@ def target_size(image: Image.Image, resize: tuple[int, int] | int) -> tuple[int,
     return resize, max(int(resize * width / height), 1)
 
 
-def crop_middle(pixels: np.ndarray, crop: tuple[int, int]) -> np.ndarray:
-    """Return the middle `[height, width, 3]` of `[H, W, 3]`, with black around a smaller image."""
+def crop_middle(pixels: np.ndarray, crop: tuple[int, int], to_nearest: bool = False) -> np.ndarray:
+    """Return the middle `[height, width, 3]` of `[H, W, 3]`, with black around a smaller image.
+
+    Args:
+        pixels, crop: the image, and the height and width to cut out.
+        to_nearest: half a pixel goes to the even number, as in torchvision, and not down.
+    """
     for axis, wanted in enumerate(crop):
         missing = wanted - pixels.shape[axis]
         if missing > 0:
@@ -61,6 +66,6 @@ def crop_middle(pixels: np.ndarray, crop: tuple[int, int]) -> np.ndarray:
             around[axis] = ((missing + 1) // 2, missing // 2)
             pixels = np.pad(pixels, around)
         else:
-            start = -missing // 2
+            start = round(-missing / 2) if to_nearest else -missing // 2
             pixels = pixels[(slice(None),) * axis + (slice(start, start + wanted),)]
     return pixels

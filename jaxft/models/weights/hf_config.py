@@ -14,6 +14,7 @@ from jaxft.models.layers.vision import Size, grid_of, size_of
 from jaxft.models.weights.config_fields import read_fields
 from jaxft.models.weights.shards import DIFFUSERS, TRANSFORMERS
 
+TIMM = "timm_wrapper"  # transformers' name for a model of timm, whose files have none
 CLASS_NAME = "_class_name"  # where a config.json of `diffusers` has its architecture
 DIFFUSERS_FIELDS = (CLASS_NAME, "_diffusers_version")
 # Classes of older files, and their kind of norm -> what `diffusers` loads them as.
@@ -142,6 +143,12 @@ def class_of(fields: Mapping[str, Any]) -> Any:
     return next((new for old, new in RENAMED.items() if old == (name, kind)), name)
 
 
+def model_type_of(fields: Mapping[str, Any]) -> Any:
+    """Return the model type of a config.json, also of `diffusers` or timm; None without one."""
+    named = fields.get("model_type", class_of(fields))
+    return TIMM if named is None and {"architecture", "pretrained_cfg"} <= fields.keys() else named
+
+
 def stem_of(fields: Mapping[str, Any]) -> str:
     """Return how the names of the weight files begin, by their config.json."""
     return DIFFUSERS if CLASS_NAME in fields else TRANSFORMERS
@@ -172,6 +179,16 @@ def updated_fields(
     if labels is not None:
         for count in ("num_labels", "_num_labels"):  # of the checkpoint's classes
             fields.pop(count, None)
-        fields["id2label"] = {str(i): name for i, name in enumerate(labels)}
-        fields["label2id"] = {name: i for i, name in enumerate(labels)}
+        fields |= class_fields(fields["model_type"], labels)
+    if fields["model_type"] == TIMM:  # they are under timm's names
+        for name in ("id2label", "label2id", "num_labels"):
+            fields.pop(name, None)
     return fields
+
+
+def class_fields(model_type: str, labels: Sequence[str]) -> dict[str, Any]:
+    """Return the fields of config.json that name the classes, in order of id."""
+    if model_type == TIMM:
+        return {"num_classes": len(labels), "label_names": list(labels)}
+    ids = {name: number for number, name in enumerate(labels)}
+    return {"id2label": {str(number): name for name, number in ids.items()}, "label2id": ids}

@@ -18,7 +18,7 @@ from jaxft.bounds import MOST_COMPANION_BYTES
 from jaxft.errors import UserError
 from jaxft.models import pipeline as pipelines
 from jaxft.models.weights.field_kinds import check_kind
-from jaxft.models.weights.hf_config import class_of
+from jaxft.models.weights.hf_config import model_type_of
 from jaxft.models.weights.hub import download, package_folder
 from jaxft.models.weights.shards import (
     FLAX_FILES,
@@ -292,7 +292,7 @@ def read_config(folder: Path) -> dict[str, Any]:
             "Point model.checkpoint at the folder that holds config.json and the weights.",
         )
     fields = read_json_object(path)
-    fields.setdefault("model_type", class_of(fields))
+    fields["model_type"] = model_type_of(fields)
     if not isinstance(fields.get("model_type"), str):
         raise UserError(f"{path} has no model_type.")
     for name in ("architectures", "id2label", "num_labels"):

@@ -1,0 +1,274 @@
+"""Vision transformers of timm, by the names that timm has for them: `timm/vit_*` of the hub.
+
+Beside ViT there are registers, layer scale, a norm before the blocks (CLIP), patches averaged in
+place of a class token (SigLIP, SO150M) and a gated MLP (the giant DINOv2).
+
+Source: Wightman (2019), https://github.com/huggingface/pytorch-image-models; the computation
+follows timm's `vision_transformer.py` and transformers' `modeling_timm_wrapper.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jaxft.errors import UserError
+from jaxft.models.families.timm_vit.config import Config, with_classes
+from jaxft.models.family import Family, architectures
+from jaxft.models.layers.attention import Mask, make_mask
+from jaxft.models.layers.batch import Batch
+from jaxft.models.layers.cache import BlockCache
+from jaxft.models.layers.cross import AttentionMaps
+from jaxft.models.layers.kernels import Needs
+from jaxft.models.layers.math import ACTIVATIONS, dropout
+from jaxft.models.layers.modules import Keys, LayerNorm, Leaf, Linear, block_keys, parameter
+from jaxft.models.layers.vision import PatchEmbedding, drop_path, resize_grid, rising_rates
+from jaxft.models.tower.tower import Compute, Part, Tower
+from jaxft.models.weights.hf_config import TIMM
+from jaxft.models.weights.names import Name, dense, fused, norm
+from jaxft.models.weights.tensor_names import TensorNames
+
+HEAD, PREFIX, STD = "image_classification", "timm_model.", 0.02
+MODEL_TYPES = {TIMM: architectures("TimmWrapper", HEAD)}
+MAPS = [f"blocks/{{i}}/attention/{name}" for name in ("query", "key", "value")]
+NAMES = (
+    Name("cls_token", "embeddings/class_token"),
+    Name("reg_token", "embeddings/register_tokens"),
+    Name("pos_embed", "embeddings/position"),
+    *dense("patch_embed.proj", "embeddings/patch"),
+    *norm("norm_pre", "embeddings/norm"),
+    *norm("blocks.{i}.norm1", "blocks/{i}/attention/norm"),
+    *fused("blocks.{i}.attn.qkv", *MAPS),
+    *dense("blocks.{i}.attn.proj", "blocks/{i}/attention/output"),
+    Name("blocks.{i}.ls1.gamma", "blocks/{i}/attention/join/layer_scale"),
+    *norm("blocks.{i}.norm2", "blocks/{i}/mlp/norm"),
+    *dense("blocks.{i}.mlp.fc1", "blocks/{i}/mlp/up"),
+    *dense("blocks.{i}.mlp.fc2", "blocks/{i}/mlp/down"),
+    Name("blocks.{i}.ls2.gamma", "blocks/{i}/mlp/join/layer_scale"),
+    *norm("norm", "norm"),
+    *norm("fc_norm", "pooler/norm"),
+)
+
+
+class TimmNames(TensorNames):
+    """Tensor names of a model of timm, which transformers puts behind a prefix when it saves."""
+
+    def canonical(self, name: str) -> str:
+        return name.removeprefix(PREFIX)
+
+    def in_memory(self, name: str, model_type: str) -> str:
+        return PREFIX + name
+
+
+TENSORS = TimmNames({TIMM: NAMES}, {HEAD: dense("head", "head")}, (r"head\..*",))
+
+
+def refits(
+    config: Config, fields: Mapping[str, Any]
+) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
+    """Return the function that resizes a checkpoint's positions as timm does: bicubic, smoothed."""
+    own = Config.from_hf(fields, tuple(fields))
+
+    def resized(stored: np.ndarray) -> np.ndarray:  # [1, N, D]
+        grid = stored[0, own.specials :].reshape(*own.grid, -1)
+        patches = resize_grid(grid, config.grid, antialias=True).reshape(1, -1, grid.shape[-1])
+        return np.concatenate([stored[:, : own.specials], patches], axis=1)
+
+    return {"embeddings/position": resized}
+
+
+class Embeddings(nnx.Module):
+    """Patches behind the class token and the registers, with positions: [B, N, D]."""
+
+    def __init__(self, config: Config):
+        own, width = config.fields, config.fields["embed_dim"]
+
+        def tokens(count: int) -> nnx.Param | None:
+            leaf = Leaf((1, count, width), ("one", "tokens", "embed"), std=STD, decay=False)
+            return parameter(leaf) if count else None
+
+        self.patch = PatchEmbedding(
+            own["in_chans"], config.patch, width, STD, bias=not own["pre_norm"]
+        )
+        self.class_token = tokens(int(own["class_token"]))
+        self.register_tokens = tokens(own["reg_tokens"])
+        self.position = tokens(config.positions)
+        self.norm = LayerNorm(width, own["eps"]) if own["pre_norm"] else None
+        self.bare, self.rate = own["no_embed_class"], own["pos_drop_rate"]
+
+    def __call__(self, pixels: jax.Array, key: jax.Array | None) -> jax.Array:
+        x = self.patch(pixels)
+        assert self.position is not None  # there is at least one patch
+        if self.bare:
+            x = x + self.position[...]
+        tokens = [t for t in (self.class_token, self.register_tokens) if t is not None]
+        first = [jnp.broadcast_to(t[...], (len(x), *t.shape[1:])).astype(x.dtype) for t in tokens]
+        x = jnp.concatenate([*first, x], axis=1)
+        x = dropout(x if self.bare else x + self.position[...], self.rate, key)
+        return x if self.norm is None else self.norm(x)
+
+
+class Stem(nnx.Module):
+    """Stem: the embeddings; all positions of an image attend to each other."""
+
+    def __init__(self, config: Config):
+        self.embeddings = Embeddings(config)
+        self.image_size = config.image_size
+        own, heads = config.fields, config.fields["num_heads"]
+        self.needs = Needs(heads, heads, own["embed_dim"] // heads, own["attn_drop_rate"])
+
+    def __call__(
+        self, batch: Batch, key: jax.Array | None, compute: Compute
+    ) -> tuple[jax.Array, Mask | None]:
+        pixels = batch["pixel_values"]
+        if (image := pixels.shape[2:]) != self.image_size:
+            height, width = self.image_size
+            raise UserError(
+                f"The images are {image[0]} x {image[1]}; the model takes {height} x {width}.",
+                f"Resize them, or set model.image_size={image[0]}.",
+            )
+        x = self.embeddings(pixels, key)
+        kernel = compute.kernel(self.needs, x.shape[:2])
+        segments = jnp.zeros(x.shape[:2], jnp.int32)
+        return x, None if kernel is None else make_mask(segments, kernel=kernel)
+
+
+class Join(nnx.Module):
+    """Residual sum of a branch, which is scaled and, in training, left out of some images."""
+
+    def __init__(self, config: Config):
+        width, scale = config.fields["embed_dim"], config.fields["init_values"]
+        leaf = Leaf((width,), ("embed",), mean=scale or 0.0, decay=False)
+        self.layer_scale = parameter(leaf) if scale else None
+        self.rate = config.fields["proj_drop_rate"]
+
+    def __call__(
+        self, x: jax.Array, branch: jax.Array, drop: jax.Array | float, keys: Keys
+    ) -> jax.Array:
+        own, path = keys.split(2)
+        branch = dropout(branch, self.rate, own.own)
+        branch = branch if self.layer_scale is None else branch * self.layer_scale[...]
+        return x + drop_path(branch[:, :, None], drop, path.own)[:, :, 0]
+
+
+class Attention(AttentionMaps):
+    """Self-attention over the normalized input, joined to the input."""
+
+    def __init__(self, config: Config):
+        own = config.fields
+        width, rate = own["embed_dim"], own["attn_drop_rate"]
+        super().__init__(width, own["num_heads"], STD, rate, bias=own["qkv_bias"])
+        self.norm = LayerNorm(width, own["eps"])
+        self.join = Join(config)
+
+    def __call__(
+        self, x: jax.Array, mask: Mask | None, drop: jax.Array | float, keys: Keys
+    ) -> jax.Array:
+        weights_keys, join_keys = keys.split(2)
+        out, _ = self.attend(self.norm(x), mask, weights_keys)
+        return self.join(x, out, drop, join_keys)
+
+
+class Mlp(nnx.Module):
+    """A map up, an activation or a gate, and a map down, joined to the input."""
+
+    def __init__(self, config: Config):
+        own, width = config.fields, config.fields["embed_dim"]
+        inner = int(width * own["mlp_ratio"])
+        self.gated = own["gated"]
+        self.norm = LayerNorm(width, own["eps"])
+        self.up = Linear(width, inner, ("embed", "mlp"), STD)
+        self.down = Linear(inner // 2 if self.gated else inner, width, ("mlp", "embed"), STD)
+        self.join = Join(config)
+        self.activation = own["act_layer"]
+
+    def __call__(self, x: jax.Array, drop: jax.Array | float, keys: Keys) -> jax.Array:
+        up = self.up(self.norm(x), keys.block)  # [B, N, F]
+        gate, *other = jnp.split(up, 2, axis=-1) if self.gated else (up,)
+        inner = ACTIVATIONS[self.activation](gate)
+        inner = inner * other[0] if other else inner
+        return self.join(x, self.down(inner, keys.block), drop, keys)
+
+
+class Block(nnx.Module):
+    """Attention, then MLP: [B, N, D] -> [B, N, D]; `drop` is the rate at which each is left out."""
+
+    def __init__(self, config: Config):
+        self.attention = Attention(config)
+        self.mlp = Mlp(config)
+
+    def __call__(
+        self,
+        x: jax.Array,
+        mask: Mask | None,
+        key: jax.Array | None,
+        cache: BlockCache,
+        drop: jax.Array | float,
+    ) -> tuple[jax.Array, BlockCache]:
+        attention_keys, mlp_keys = block_keys(key, 2)
+        return self.mlp(self.attention(x, mask, drop, attention_keys), drop, mlp_keys), cache
+
+
+class Pooler(nnx.Module):
+    """Norm of what is pooled: [B, D] -> [B, D]."""
+
+    def __init__(self, config: Config):
+        self.norm = LayerNorm(config.fields["embed_dim"], config.fields["eps"])
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.norm(x)
+
+
+class Encoder(nnx.Module):
+    """Top of a bare model: the stream, and its class token or the mean of its patches.
+
+    There is one norm, of the stream or of what is pooled.
+    """
+
+    def __init__(self, config: Config):
+        own = config.fields
+        self.norm = None if config.norms_pooled else LayerNorm(own["embed_dim"], own["eps"])
+        self.pooler = Pooler(config) if config.norms_pooled else None
+        self.patches_from = config.prefix if config.averages else None
+
+    def __call__(self, x: jax.Array, batch: Batch, key: jax.Array | None) -> dict[str, jax.Array]:
+        x = x if self.norm is None else self.norm(x)
+        pooled = x[:, 0] if self.patches_from is None else x[:, self.patches_from :].mean(1)
+        pooled = pooled if self.pooler is None else self.pooler(pooled)
+        return {"last_hidden_state": x, "pooler_output": pooled}
+
+
+class Classifier(Encoder):
+    """Top of an image classifier: `logits` [B, C]."""
+
+    def __init__(self, config: Config, num_labels: int):
+        super().__init__(config)
+        self.head = Linear(config.fields["embed_dim"], num_labels, ("embed", "labels"), STD)
+        self.rate = config.fields["drop_rate"]
+
+    def __call__(self, x: jax.Array, batch: Batch, key: jax.Array | None) -> dict[str, jax.Array]:
+        pooled = super().__call__(x, batch, None)["pooler_output"]
+        return {"logits": self.head(dropout(pooled, self.rate, key)).astype(jnp.float32)}
+
+
+def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str, Tower]:
+    """Build the tower of a model under a head."""
+    count = config.fields["depth"]
+    top = Classifier(config, num_labels or 2) if head else Encoder(config)
+    numbers = {"drop": rising_rates(config.fields["drop_path_rate"], count)}
+    blocks = (Part(Block(config)),) * count
+    return {"vision": Tower(Part(Stem(config)), blocks, Part(top), numbers=numbers)}
+
+
+FAMILY = Family(
+    *("timm_vit", Config, MODEL_TYPES, TENSORS, towers),
+    text=False,
+    images=True,
+    infer_fields=with_classes,
+    refits=refits,
+)
