@@ -129,7 +129,7 @@ class Readers:
             elif ended.code == 0 and content == self.expected[name]:
                 self.counts["same result"] += 1
             elif ended.code == 0 and name == "report" and any_problem(ended.text):
-                self.counts["told on the page"] += 1
+                self.counts["reported on the page"] += 1
             else:
                 fault = f"exit {ended.code}: {ended.text[-1500:]}" if ended.code else "differs"
                 self.others.append(f"{case}, {name}: {fault}")

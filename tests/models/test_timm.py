@@ -1,8 +1,10 @@
-"""Vision transformers of timm, as its own files on the hub have them."""
+"""Models of timm, as its own files on the hub have them."""
 
 import json
 import re
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import timm
@@ -20,14 +22,16 @@ from jaxft.data.image.images import load_image_processor
 from jaxft.engine.recipe import table_from
 from jaxft.errors import UserError
 from jaxft.models import load as registry
-from jaxft.models.families.timm_vit.architectures import arguments_of, known
-from jaxft.models.families.timm_vit.config import Config
+from jaxft.models.families.timm.pyramids import CONVNEXTS, RESNETS
+from jaxft.models.families.timm.timm import compose
+from jaxft.models.families.timm.vit_architectures import arguments_of, known
+from jaxft.models.families.timm.vit_config import Config
 from jaxft.models.family import leaves_of
 
+CLASSIFY = "image_classification"
 LABELS = [f"kind {number}" for number in range(5)]
 PROCESSING = {
     "input_size": [3, 160, 160],
-    "fixed_input_size": True,
     "interpolation": "bicubic",
     "crop_pct": 0.95,
     "crop_mode": "center",
@@ -44,14 +48,18 @@ def make(folder, architecture="test_vit", fields=(), **arguments) -> torch.nn.Mo
     with torch.no_grad():
         for value in model.parameters():
             value.add_(torch.randn_like(value) * 0.05)
+        for value in model.buffers():  # means and variances of batch norms, and their counts
+            if value.is_floating_point():
+                value.add_(torch.rand_like(value) * 0.05)
     folder.mkdir(parents=True, exist_ok=True)
     save_file(model.state_dict(), folder / "model.safetensors")
     config = {
         "architecture": architecture,
         "num_classes": 5,
         "num_features": model.num_features,
-        "global_pool": model.global_pool,
-        "pretrained_cfg": PROCESSING,
+        "global_pool": "avg",
+        # A model whose positions are learned is built for images of that size.
+        "pretrained_cfg": PROCESSING | {"fixed_input_size": "vit" in architecture},
         "label_names": LABELS,
         **dict(fields),
     }
@@ -71,11 +79,23 @@ def logits_of(model, pixels: np.ndarray) -> np.ndarray:
     return (outputs if isinstance(outputs, torch.Tensor) else outputs.logits).numpy()
 
 
-@pytest.mark.parametrize("architecture", ["test_vit", "test_vit2"])
-def test_a_folder_of_timm_is_loaded_and_its_export_by_both(architecture, tmp_path):
-    theirs = make(tmp_path / "hub", architecture)
+SMALL = {"depths": [2, 1, 3, 1], "dims": [8, 12, 16, 24], "drop_path_rate": 0.2}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "arguments"),
+    [
+        ("test_vit", {}),
+        ("test_vit2", {}),
+        ("resnet18", {}),
+        ("resnet26", {}),
+        ("convnext_tiny", SMALL),
+    ],
+)
+def test_a_folder_of_timm_is_loaded_and_its_export_by_both(architecture, arguments, tmp_path):
+    theirs = make(tmp_path / "hub", architecture, **arguments)
     ours = registry.load(str(tmp_path / "hub"))
-    assert (ours.head, ours.labels) == ("image_classification", tuple(LABELS))
+    assert (ours.head, ours.labels) == (CLASSIFY, tuple(LABELS))
     pixels = images(160)
     wanted = logits_of(theirs, pixels)
     np.testing.assert_allclose(ours(pixel_values=pixels)["logits"], wanted, atol=1e-5)
@@ -89,7 +109,7 @@ def test_a_folder_of_timm_is_loaded_and_its_export_by_both(architecture, tmp_pat
 
 def test_new_classes_are_named_as_timm_names_them(tmp_path):
     make(tmp_path / "hub")
-    ours = registry.load(str(tmp_path / "hub"), task="image_classification", labels=("cat", "dog"))
+    ours = registry.load(str(tmp_path / "hub"), task=CLASSIFY, labels=("cat", "dog"))
     assert set(ours.report.new) == {"head/kernel", "head/bias"}
     out = ours.save(tmp_path / "export")
     config = json.loads((out / "config.json").read_text())
@@ -168,12 +188,10 @@ def test_an_architecture_has_the_parameters_that_timm_builds(architecture):
     with torch.device("meta"):
         theirs = timm.create_model(architecture, num_classes=5)
     assert type(theirs) is VisionTransformer
-    config = Config.from_hf({"model_type": "timm_wrapper", "architecture": architecture})
-    family = registry.families()["timm_wrapper"]
-    names = family.tensors.table("image_classification", "timm_wrapper")
-    lines = registry.resolve_names(
-        names, leaves := leaves_of(family.towers(config, "image_classification", 5))
-    )
+    fields = {"model_type": "timm_wrapper", "architecture": architecture}
+    config, family = Config.from_hf(fields), compose(fields, {}, False)
+    names = family.tensors.table(CLASSIFY, "timm_wrapper")
+    lines = registry.resolve_names(names, leaves := leaves_of(family.towers(config, CLASSIFY, 5)))
     ours: dict[str, int] = {}
     for name, line in lines.items():
         ours[line.hf] = ours.get(line.hf, 0) + int(np.prod(leaves[name].shape))
@@ -226,9 +244,53 @@ def test_layer_decay_is_timms(architecture, arguments, tmp_path):
         assert values == pytest.approx(expected[name]), name
 
 
+@pytest.mark.parametrize("architecture", [*RESNETS, *CONVNEXTS])
+def test_a_pyramid_has_the_parameters_that_timm_builds(architecture):
+    with torch.device("meta"):
+        theirs = timm.create_model(architecture, num_classes=5)
+    fields = {"model_type": "timm_wrapper", "architecture": architecture}
+    family = compose(fields, {}, False)
+    towers = family.towers(family.config.from_hf(fields), CLASSIFY, 5)
+    names = family.tensors.table(CLASSIFY, "timm_wrapper")
+    lines = registry.resolve_names(names, leaves := leaves_of(towers))
+    ours = {line.hf: int(np.prod(leaves[name].shape)) for name, line in lines.items()}
+    stored = {name: value.numel() for name, value in theirs.state_dict().items()}
+    assert ours == {n: size for n, size in stored.items() if not n.endswith("batches_tracked")}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "arguments"), [("resnet18", {}), ("convnext_tiny", SMALL)]
+)
+def test_a_pyramid_has_the_gradients_of_timm(architecture, arguments, tmp_path):
+    """Batch norms keep their statistics here, as in evaluation there."""
+    theirs = make(tmp_path, architecture, **arguments)
+    pixels = images(64)
+    theirs(torch.tensor(pixels)).square().sum().backward()
+    ours = registry.load(str(tmp_path))
+
+    def loss(params):
+        return jnp.square(ours.apply(params, {"pixel_values": pixels})["logits"]).sum()
+
+    found = jax.grad(loss)(ours.params)
+    named = dict(theirs.named_parameters())
+    compared = [name for name in ours.params if ours.names[name] in named]
+    assert len(compared) == len(named)
+    for name in compared:
+        wanted = named[ours.names[name]].grad.numpy()
+        if ours.hf_names[name].transpose:
+            wanted = np.moveaxis(wanted, 0, -1)
+        wanted = wanted.reshape(found[name].shape)
+        largest = float(np.abs(wanted).max())
+        np.testing.assert_allclose(found[name], wanted, atol=1e-4 * largest, err_msg=name)
+
+
 WRONG = [
     ({"architecture": "vit_bas_patch16_224"}, "timm architecture 'vit_bas_patch16_224'"),
-    ({"architecture": "resnet50"}, "timm architecture 'resnet50'"),
+    ({"architecture": "resnet50d"}, "timm architecture 'resnet50d' is not supported. Did you"),
+    ({"architecture": ["resnet50"]}, "timm architecture '['resnet50']'"),
+    ({"architecture": "resnet50", "model_args": {"layers": [1]}}, "field 'layers' of model_args"),
+    ({"architecture": "resnet50", "model_args": {"in_chans": 1}}, "in_chans of model_args must"),
+    ({"architecture": "convnext_tiny", "model_args": {"dims": 8}}, "hidden_sizes"),
     ({"model_args": {"qk_norm": True}}, "field 'qk_norm' of model_args"),
     ({"model_args": {"act_layer": "relu"}}, "field 'act_layer' of model_args"),
     ({"model_args": {"depth": 0}}, "depth must be a whole number"),

@@ -18,8 +18,9 @@ import numpy as np
 from flax import nnx
 
 from jaxft.errors import UserError
-from jaxft.models.families.timm_vit.config import Config, with_classes
-from jaxft.models.family import Family, architectures
+from jaxft.models.families.timm.fields import HEAD, MODEL_TYPES, TimmNames, with_classes
+from jaxft.models.families.timm.vit_config import Config
+from jaxft.models.family import Family
 from jaxft.models.layers.attention import Mask, make_mask
 from jaxft.models.layers.batch import Batch
 from jaxft.models.layers.cache import BlockCache
@@ -31,10 +32,8 @@ from jaxft.models.layers.vision import PatchEmbedding, drop_path, resize_grid, r
 from jaxft.models.tower.tower import Compute, Part, Tower
 from jaxft.models.weights.hf_config import TIMM
 from jaxft.models.weights.names import Name, dense, fused, norm
-from jaxft.models.weights.tensor_names import TensorNames
 
-HEAD, PREFIX, STD = "image_classification", "timm_model.", 0.02
-MODEL_TYPES = {TIMM: architectures("TimmWrapper", HEAD)}
+STD = 0.02  # of fresh kernels
 MAPS = [f"blocks/{{i}}/attention/{name}" for name in ("query", "key", "value")]
 NAMES = (
     Name("cls_token", "embeddings/class_token"),
@@ -53,16 +52,6 @@ NAMES = (
     *norm("norm", "norm"),
     *norm("fc_norm", "pooler/norm"),
 )
-
-
-class TimmNames(TensorNames):
-    """Tensor names of a model of timm, which transformers puts behind a prefix when it saves."""
-
-    def canonical(self, name: str) -> str:
-        return name.removeprefix(PREFIX)
-
-    def in_memory(self, name: str, model_type: str) -> str:
-        return PREFIX + name
 
 
 TENSORS = TimmNames({TIMM: NAMES}, {HEAD: dense("head", "head")}, (r"head\..*",))
@@ -265,10 +254,12 @@ def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str
     return {"vision": Tower(Part(Stem(config)), blocks, Part(top), numbers=numbers)}
 
 
-FAMILY = Family(
-    *("timm_vit", Config, MODEL_TYPES, TENSORS, towers),
-    text=False,
-    images=True,
-    infer_fields=with_classes,
-    refits=refits,
-)
+def family() -> Family:
+    """Build the family of the vision transformers."""
+    return Family(
+        *("timm", Config, MODEL_TYPES, TENSORS, towers),
+        text=False,
+        images=True,
+        infer_fields=with_classes,
+        refits=refits,
+    )
