@@ -39,6 +39,11 @@ def count(value: float, unit: str = "") -> str:
     return f"{text} {prefixes[0]}{unit}".rstrip()
 
 
+def counted(number: int, thing: str) -> str:
+    """Format so many of a thing: `1 step`, `4,992 steps`."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
 def size(value: float) -> str:
     """Format a number of bytes: `512 B`, `85.2 MB`."""
     return count(value, "B")

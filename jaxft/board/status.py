@@ -13,6 +13,7 @@ from typing import Any
 from jaxft.board.folders import STUDY_FILE, Folder
 from jaxft.board.tail import parse_event
 from jaxft.errors import UserError
+from jaxft.numbers import counted
 from jaxft.report.events import METRICS
 from jaxft.runs.folder import LOCK_FILE
 from jaxft.runs.formats import RUN_FILE
@@ -168,7 +169,7 @@ def ago(moment: float | None) -> str:
     for unit, name in ((86_400, "day"), (3_600, "hour"), (60, "minute")):
         if seconds >= unit:
             count = int(seconds // unit)
-            return f"{count} {name}{'' if count == 1 else 's'} ago"
+            return f"{counted(count, name)} ago"
     return f"{int(seconds) // 5 * 5} seconds ago" if seconds >= 5 else "now"
 
 

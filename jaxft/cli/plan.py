@@ -13,6 +13,7 @@ import typer
 
 from jaxft.cli.parts.terminal import ConfigFile, Overrides, announce, print_report
 from jaxft.errors import UserError
+from jaxft.numbers import counted
 from jaxft.report.terminal.console import EscapingConsole
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def _plan_on(
     as_json: bool,
 ) -> int:
     """Plan for a target, and return the exit code."""
-    where = topology.name if topology else f"{devices} devices"
+    where = topology.name if topology else counted(devices or 1, "device")
     aside = EscapingConsole(stderr=True, highlight=False)
     version = importlib.metadata.version("jaxft")
     aside.print(f"jaxft {version}: the train step of {name} for {where}")

@@ -18,7 +18,7 @@ from jaxft.engine.initial_state import abstract_anchor, abstract_state
 from jaxft.engine.remat import phase_setups, widest
 from jaxft.engine.setup import build
 from jaxft.engine.trunk_plan import plan_trunks
-from jaxft.numbers import count, share, size
+from jaxft.numbers import count, counted, share, size
 from jaxft.report.terminal.console import EscapingConsole
 from jaxft.report.terminal.tables import data_table, depth_table, group_table, segment_table
 from jaxft.training.metadata import run_json, table_json
@@ -87,9 +87,9 @@ class Plan:
         ]
         lines += [
             f"batch      {_batch(layout)}",
-            f"length     {resolved['total_steps']:,} steps, {resolved['steps_per_epoch']:,} an "
-            f"epoch; scored every {resolved['evaluate_every']:,}, "
-            f"saved every {resolved['save_every']:,}",
+            f"length     {counted(resolved['total_steps'], 'step')}, "
+            f"{resolved['steps_per_epoch']:,} an epoch; "
+            f"scored every {resolved['evaluate_every']:,}, saved every {resolved['save_every']:,}",
             f"a step     {count(self.flops['step'], 'FLOP')}: forward "
             f"{count(self.flops['forward'], 'FLOP')}, nothing frozen "
             f"{count(self.flops['full'], 'FLOP')}, {share(self.saved)} saved",

@@ -19,7 +19,7 @@ from jaxft.engine.trained import best_metric
 from jaxft.layerwise.defaults import MUON, is_matrix
 from jaxft.layerwise.phases import Phase
 from jaxft.models.adapters.low_rank import is_adapter
-from jaxft.numbers import count
+from jaxft.numbers import count, counted
 from jaxft.training.sampling.program import dearest
 
 MOST_RATE_POINTS = 400
@@ -170,13 +170,13 @@ def rates_json(total: int, phases: Sequence[PhaseSetup]) -> dict[str, Any]:
 
 def batch_line(layout: Layout, length: Length, why: Sequence[str]) -> str:
     """Describe the batches and steps, and give the reasons for settings left open."""
-    batch = f"{layout.rows} examples a step"
+    batch = f"{counted(layout.rows, 'example')} a step"
     if layout.row_length > 1:
         batch = (
-            f"{layout.rows} rows of {layout.row_length} tokens a step hold "
+            f"{counted(layout.rows, 'row')} of {layout.row_length} tokens a step hold "
             f"{layout.examples_per_step:.1f} examples, {layout.padding:.1%} padding"
         )
-    steps = f"{batch}; {length.total_steps:,} steps, {length.steps_per_epoch:,} an epoch"
+    steps = f"{batch}; {counted(length.total_steps, 'step')}, {length.steps_per_epoch:,} an epoch"
     if length.growth:
         parts = len(length.growth) + 1
         steps += (

@@ -16,7 +16,7 @@ from jaxft.analysis.first_config.sample import Sample
 from jaxft.data.sources.open import open_source
 from jaxft.data.sources.source import Source
 from jaxft.errors import UserError
-from jaxft.numbers import count
+from jaxft.numbers import count, counted
 
 # Answers to --freeze: the share of the blocks, counted from below, that is frozen.
 FREEZE: Mapping[str, Callable[[int], int | None]] = {
@@ -104,7 +104,7 @@ def make_recipe(task: str, checkpoint: Described, rows: int, answers: Answers) -
             "groups": f"--freeze {frozen}: {why}" + (f" ({blocks} blocks)" if blocks else ""),
             "optimizer.lr": f"usual for {count(checkpoint.parameters)} parameters",
             "data.batch_size": f"for about {rows:,} training rows",
-            "train.length": f"{epochs * steps:,} steps of {steps:,} per epoch",
+            "train.length": f"{counted(epochs * steps, 'step')} of {steps:,} per epoch",
         },
     )
 

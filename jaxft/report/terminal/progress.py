@@ -18,7 +18,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from jaxft.numbers import count, rate, score, share, span
+from jaxft.numbers import count, counted, rate, score, share, span
 from jaxft.report.terminal.console import EscapingConsole
 
 PLAIN_EVERY = 10.0  # seconds between plain lines
@@ -79,9 +79,10 @@ class Progress:
         if self._live:
             self._live.stop()
         else:
-            took, total = span(monotonic() - self._started), f"{self._total:,}"
-            done = self._step >= self._total
-            where = f"finished {total} steps" if done else f"stopped at step {self._step:,}/{total}"
+            took = span(monotonic() - self._started)
+            where = f"stopped at step {self._step:,}/{self._total:,}"
+            if self._step >= self._total:
+                where = f"finished {counted(self._total, 'step')}"
             self._line(f"{where} in {took}")
 
     def update(
