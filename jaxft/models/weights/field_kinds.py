@@ -111,7 +111,7 @@ COUNTS = (
 # What a field may hold, by its name: a pattern, the kind in words, and whether a value is of it.
 KINDS: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
     (r"_token_id$", "a token id or a list of them", _are_token_ids),
-    (r"^(image|patch|sample)_size$", "a number of pixels, or height and width", _is_image_size),
+    (r"^(image|img|patch|sample)_size$", "a number of pixels, or height and width", _is_image_size),
     (r"(dropout|dropout_prob|_pdrop|_rate)$", "a number from 0 to less than 1", _is_rate),
     (r"_(eps|epsilon)$", "a number above 0 and below 1", _is_epsilon),
     (r"^(initializer_range|initializer_factor|init_std)$", "a number of 0 or more", _is_scale),
@@ -132,10 +132,10 @@ KINDS: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
     (r"^(layer_types|architectures)$", "a list of strings", _are_strings),
     (r"^id2label$", "an object of numbers and names", _are_labels),
     (r"^no_rope_layers$", "a list of 0 and 1", _are_flags),
-    (r"^(router_aux_loss_coef|clip_qkv)$", "a number of 0 or more", _is_scale),
+    (r"^(router_aux_loss_coef|clip_qkv|init_values)$", "a number of 0 or more", _is_scale),
     (r"^attention_types$", "a list of pairs of kinds and a number", _are_block_kinds),
     (r"^max_window_layers$", "a whole number of 0 or more", _is_index),
-    (r"_layers$", f"a whole number from 1 to {MOST_BLOCKS:,}", _is_depth),
+    (r"(_layers|^depth)$", f"a whole number from 1 to {MOST_BLOCKS:,}", _is_depth),
     (r"^num_labels$", f"a whole number from 1 to {MOST_CLASSES:,}", _is_class_count),
     (COUNTS, "a whole number above 0", _is_count),
 )

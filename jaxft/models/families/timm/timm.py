@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from jaxft.errors import UserError, did_you_mean
+from jaxft.errors import UserError, nearest
 from jaxft.models.families.timm import vit
 from jaxft.models.families.timm.fields import ARCHITECTURE, MODEL_TYPES
 from jaxft.models.families.timm.pyramids import (
@@ -33,10 +33,10 @@ def compose(fields: Mapping[str, Any], families: Mapping[str, Any], from_two: bo
         return convnext_family(fields)
     if name in (plain := known()):
         return vit.family()
-    close = did_you_mean(name, [*plain, *CONVNEXTS, *RESNETS])
+    close = [f"Did you mean '{o}'? " for o in nearest(name, [*plain, *CONVNEXTS, *RESNETS])]
     raise UserError(
-        f"config.json: the timm architecture '{name}' is not supported.",
-        f"{close} docs/models.md says which are.",
+        f"config.json: the timm architecture '{name[:80]}' is not supported.",
+        f"{''.join(close)}docs/models.md says which are.",
     )
 
 

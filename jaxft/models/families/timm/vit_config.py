@@ -25,7 +25,7 @@ from jaxft.models.weights.field_kinds import check_kind
 from jaxft.models.weights.hf_config import TIMM, ImageConfig
 
 OURS = ("act_layer", "eps", "gated")  # what `model_args` cannot name
-SIZES = ("patch_size", "in_chans", "embed_dim", "depth", "num_heads")
+SIZES = ("patch_size", "in_chans", "embed_dim", "num_heads")
 RATES = ("pos_drop_rate", "proj_drop_rate", "attn_drop_rate")
 POOLS = ("token", "avg")
 
@@ -53,8 +53,10 @@ class Config(ImageConfig):
         own = self.fields
         check_sizes(own, SIZES)
         for name, default in DEFAULTS.items():
-            if name not in (*SIZES, "img_size", "init_values", "fc_norm"):
+            if name not in SIZES:
                 check_kind(name, own[name], default)
+        if own["fc_norm"] not in (None, True, False):
+            raise UserError("config.json: fc_norm must be true, false or null.")
         check_divides("embed_dim", own["embed_dim"], own["num_heads"], "heads")
         if own["global_pool"] not in POOLS or not (own["class_token"] or self.averages):
             raise UserError(
