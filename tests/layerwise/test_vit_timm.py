@@ -38,17 +38,11 @@ def timms_name(ours: str) -> str:
     raise AssertionError(ours)
 
 
-def timms_scales(model_type: str) -> dict[str, tuple[float, float]]:
-    """Each parameter of timm's model of that type: how its rate is scaled, and its weight decay."""
+def timms_scales(theirs) -> dict[str, tuple[float, float]]:
+    """Each parameter of a timm model: how its rate is scaled, and its weight decay."""
     # Here, because it takes seconds and `make test` collects this file too.
-    from timm.models import VisionTransformer, deit
     from timm.optim import param_groups_layer_decay
 
-    theirs = {
-        "vit": VisionTransformer,
-        "deit": deit.VisionTransformerDistilled,
-        "dinov2_with_registers": partial(VisionTransformer, reg_tokens=4, init_values=1.0),
-    }[model_type](num_classes=3, **SHAPE)
     named = {id(value): name for name, value in theirs.named_parameters()}
     groups = param_groups_layer_decay(
         theirs,
@@ -63,12 +57,8 @@ def timms_scales(model_type: str) -> dict[str, tuple[float, float]]:
     }
 
 
-@pytest.mark.full
-@pytest.mark.parametrize("model_type", ["vit", "deit", "dinov2_with_registers"])
-def test_layer_decay_is_timms(model_type, tmp_path):
-    expected = timms_scales(model_type)
-    make(model_type, tmp_path, image_size=12, patch_size=3, num_hidden_layers=4)
-    model = registry.describe(str(tmp_path))
+def our_scales(model) -> dict[str, tuple[float, float]]:
+    """The same of a model of ours, by our names."""
     table = table_from(
         model.params,
         depths=model.depths,
@@ -79,10 +69,30 @@ def test_layer_decay_is_timms(model_type, tmp_path):
         optimizer=OptimizerSection(weight_decay=0.05),
         schedule=ScheduleSection(),
     )
+    return {leaf.name: (leaf.multiplier, 0.05 * leaf.decays) for leaf in table.leaves}
+
+
+def make_timms(model_type: str):
+    """timm's model of that type."""
+    from timm.models import VisionTransformer, deit
+
+    kinds = {
+        "vit": VisionTransformer,
+        "deit": deit.VisionTransformerDistilled,
+        "dinov2_with_registers": partial(VisionTransformer, reg_tokens=4, init_values=1.0),
+    }
+    return kinds[model_type](num_classes=3, **SHAPE)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("model_type", ["vit", "deit", "dinov2_with_registers"])
+def test_layer_decay_is_timms(model_type, tmp_path):
+    expected = timms_scales(make_timms(model_type))
+    make(model_type, tmp_path, image_size=12, patch_size=3, num_hidden_layers=4)
     ours = {
-        timms_name(leaf.name): (leaf.multiplier, 0.05 * leaf.decays)
-        for leaf in table.leaves
-        if leaf.name != "embeddings/mask_token"  # timm's have none
+        timms_name(name): scales
+        for name, scales in our_scales(registry.describe(str(tmp_path))).items()
+        if name != "embeddings/mask_token"  # timm's have none
     }
     # DeiT's second head is of the architecture with a teacher.
     assert set(ours) == {name for name in expected if not name.startswith("head_dist")}

@@ -14,12 +14,8 @@ from PIL import Image
 from safetensors.torch import save_file
 from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
-from timm.optim import param_groups_layer_decay
 
-from jaxft.config.optimizer import OptimizerSection
-from jaxft.config.recipe import LayerDecaySection, ScheduleSection
 from jaxft.data.image.images import load_image_processor
-from jaxft.engine.recipe import table_from
 from jaxft.errors import UserError
 from jaxft.models import load as registry
 from jaxft.models.families.timm.pyramids import CONVNEXTS, RESNETS
@@ -27,6 +23,7 @@ from jaxft.models.families.timm.timm import compose
 from jaxft.models.families.timm.vit_architectures import arguments_of, known
 from jaxft.models.families.timm.vit_config import Config
 from jaxft.models.family import leaves_of
+from tests.layerwise.test_vit_timm import our_scales, timms_scales
 
 CLASSIFY = "image_classification"
 LABELS = [f"kind {number}" for number in range(5)]
@@ -217,28 +214,9 @@ def test_an_architecture_has_the_parameters_that_timm_builds(architecture):
 )
 def test_layer_decay_is_timms(architecture, arguments, tmp_path):
     """Each parameter's rate and weight decay, by timm's own names of the parameters."""
-    theirs = make(tmp_path, architecture, **arguments)
-    named = {id(value): name for name, value in theirs.named_parameters()}
-    groups = param_groups_layer_decay(
-        theirs, weight_decay=0.05, layer_decay=0.75, no_weight_decay_list=theirs.no_weight_decay()
-    )
-    expected = {
-        named[id(value)]: (group["lr_scale"], group["weight_decay"])
-        for group in groups
-        for value in group["params"]
-    }
+    expected = timms_scales(make(tmp_path, architecture, **arguments))
     model = registry.describe(str(tmp_path))
-    table = table_from(
-        model.params,
-        depths=model.depths,
-        tops=model.tops,
-        no_decay=sorted(model.no_decay),
-        groups=(),
-        layer_decay=LayerDecaySection(preset="timm", rate=0.75),
-        optimizer=OptimizerSection(weight_decay=0.05),
-        schedule=ScheduleSection(),
-    )
-    ours = {model.names[leaf.name]: (leaf.multiplier, 0.05 * leaf.decays) for leaf in table.leaves}
+    ours = {model.names[name]: scales for name, scales in our_scales(model).items()}
     assert ours.keys() == expected.keys()
     for name, values in ours.items():
         assert values == pytest.approx(expected[name]), name

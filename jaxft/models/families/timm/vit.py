@@ -20,15 +20,15 @@ from flax import nnx
 from jaxft.errors import UserError
 from jaxft.models.families.timm.fields import HEAD, MODEL_TYPES, TimmNames, with_classes
 from jaxft.models.families.timm.vit_config import Config
+from jaxft.models.families.vit.parts import Block, Join, resize_positions
 from jaxft.models.family import Family
 from jaxft.models.layers.attention import Mask, make_mask
 from jaxft.models.layers.batch import Batch
-from jaxft.models.layers.cache import BlockCache
 from jaxft.models.layers.cross import AttentionMaps
 from jaxft.models.layers.kernels import Needs
 from jaxft.models.layers.math import ACTIVATIONS, dropout
-from jaxft.models.layers.modules import Keys, LayerNorm, Leaf, Linear, block_keys, parameter
-from jaxft.models.layers.vision import PatchEmbedding, drop_path, resize_grid, rising_rates
+from jaxft.models.layers.modules import Keys, LayerNorm, Leaf, Linear, parameter
+from jaxft.models.layers.vision import PatchEmbedding, rising_rates
 from jaxft.models.tower.tower import Compute, Part, Tower
 from jaxft.models.weights.hf_config import TIMM
 from jaxft.models.weights.names import Name, dense, fused, norm
@@ -64,9 +64,7 @@ def refits(
     own = Config.from_hf(fields, tuple(fields))
 
     def resized(stored: np.ndarray) -> np.ndarray:  # [1, N, D]
-        grid = stored[0, own.specials :].reshape(*own.grid, -1)
-        patches = resize_grid(grid, config.grid, antialias=True).reshape(1, -1, grid.shape[-1])
-        return np.concatenate([stored[:, : own.specials], patches], axis=1)
+        return resize_positions(stored, own.specials, own.grid, config.grid, antialias=True)
 
     return {"embeddings/position": resized}
 
@@ -127,24 +125,6 @@ class Stem(nnx.Module):
         return x, None if kernel is None else make_mask(segments, kernel=kernel)
 
 
-class Join(nnx.Module):
-    """Residual sum of a branch, which is scaled and, in training, left out of some images."""
-
-    def __init__(self, config: Config):
-        width, scale = config.fields["embed_dim"], config.fields["init_values"]
-        leaf = Leaf((width,), ("embed",), mean=scale or 0.0, decay=False)
-        self.layer_scale = parameter(leaf) if scale else None
-        self.rate = config.fields["proj_drop_rate"]
-
-    def __call__(
-        self, x: jax.Array, branch: jax.Array, drop: jax.Array | float, keys: Keys
-    ) -> jax.Array:
-        own, path = keys.split(2)
-        branch = dropout(branch, self.rate, own.own)
-        branch = branch if self.layer_scale is None else branch * self.layer_scale[...]
-        return x + drop_path(branch[:, :, None], drop, path.own)[:, :, 0]
-
-
 class Attention(AttentionMaps):
     """Self-attention over the normalized input, joined to the input."""
 
@@ -153,7 +133,7 @@ class Attention(AttentionMaps):
         width, rate = own["embed_dim"], own["attn_drop_rate"]
         super().__init__(width, own["num_heads"], STD, rate, bias=own["qkv_bias"])
         self.norm = LayerNorm(width, own["eps"])
-        self.join = Join(config)
+        self.join = Join(width, own["init_values"], own["proj_drop_rate"])
 
     def __call__(
         self, x: jax.Array, mask: Mask | None, drop: jax.Array | float, keys: Keys
@@ -173,7 +153,7 @@ class Mlp(nnx.Module):
         self.norm = LayerNorm(width, own["eps"])
         self.up = Linear(width, inner, ("embed", "mlp"), STD)
         self.down = Linear(inner // 2 if self.gated else inner, width, ("mlp", "embed"), STD)
-        self.join = Join(config)
+        self.join = Join(width, own["init_values"], own["proj_drop_rate"])
         self.activation = own["act_layer"]
 
     def __call__(self, x: jax.Array, drop: jax.Array | float, keys: Keys) -> jax.Array:
@@ -182,25 +162,6 @@ class Mlp(nnx.Module):
         inner = ACTIVATIONS[self.activation](gate)
         inner = inner * other[0] if other else inner
         return self.join(x, self.down(inner, keys.block), drop, keys)
-
-
-class Block(nnx.Module):
-    """Attention, then MLP: [B, N, D] -> [B, N, D]; `drop` is the rate at which each is left out."""
-
-    def __init__(self, config: Config):
-        self.attention = Attention(config)
-        self.mlp = Mlp(config)
-
-    def __call__(
-        self,
-        x: jax.Array,
-        mask: Mask | None,
-        key: jax.Array | None,
-        cache: BlockCache,
-        drop: jax.Array | float,
-    ) -> tuple[jax.Array, BlockCache]:
-        attention_keys, mlp_keys = block_keys(key, 2)
-        return self.mlp(self.attention(x, mask, drop, attention_keys), drop, mlp_keys), cache
 
 
 class Pooler(nnx.Module):
@@ -250,7 +211,7 @@ def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str
     count = config.fields["depth"]
     top = Classifier(config, num_labels or 2) if head else Encoder(config)
     numbers = {"drop": rising_rates(config.fields["drop_path_rate"], count)}
-    blocks = (Part(Block(config)),) * count
+    blocks = (Part(Block(Attention(config), Mlp(config))),) * count
     return {"vision": Tower(Part(Stem(config)), blocks, Part(top), numbers=numbers)}
 
 

@@ -19,20 +19,18 @@ import numpy as np
 from flax import nnx
 
 from jaxft.errors import UserError
+from jaxft.models.families.vit.parts import Block, Join, resize_positions
 from jaxft.models.families.vit.vit import HEAD, IN_MEMORY
 from jaxft.models.family import Family, architectures
 from jaxft.models.layers.attention import AttentionOptions, attention
 from jaxft.models.layers.batch import Batch
-from jaxft.models.layers.cache import BlockCache
 from jaxft.models.layers.kernels import Needs
 from jaxft.models.layers.math import ACTIVATIONS, dropout
-from jaxft.models.layers.modules import Keys, LayerNorm, Leaf, Linear, block_keys, parameter
+from jaxft.models.layers.modules import Keys, LayerNorm, Leaf, Linear, parameter
 from jaxft.models.layers.vision import (
     PatchEmbedding,
     Size,
-    drop_path,
     linear_matrix,
-    resize_grid,
     rising_rates,
 )
 from jaxft.models.tower.tower import Compute, Part, Tower
@@ -167,8 +165,7 @@ def refits(
     own = Config.from_hf(fields, tuple(fields))
 
     def positions(stored: np.ndarray) -> np.ndarray:  # [1, N, D]
-        grid = resize_grid(stored[0, 1:].reshape(*own.grid, -1), config.grid)
-        return np.concatenate([stored[:, :1], grid.reshape(1, -1, stored.shape[-1])], axis=1)
+        return resize_positions(stored, 1, own.grid, config.grid)
 
     def table(stored: np.ndarray) -> np.ndarray:  # [R, H]
         old, new = _spans(own.grid), _spans(config.grid)
@@ -264,23 +261,10 @@ class Stem(nnx.Module):
         return x, None if self.distances is None else self.distances()
 
 
-class Join(nnx.Module):
-    """Residual sum of a branch, which is scaled and, in training, left out of some images."""
-
-    def __init__(self, config: Config):
-        own = config.fields
-        scale = own["layer_scale_init_value"]
-        leaf = Leaf((own["hidden_size"],), ("embed",), mean=scale, decay=False)
-        self.layer_scale = parameter(leaf) if scale > 0 else None
-        self.rate = own["hidden_dropout_prob"]
-
-    def __call__(
-        self, x: jax.Array, branch: jax.Array, drop: jax.Array | float, keys: Keys
-    ) -> jax.Array:
-        own, path = keys.split(2)
-        branch = dropout(branch, self.rate, own.own)
-        branch = branch if self.layer_scale is None else branch * self.layer_scale[...]
-        return x + drop_path(branch[:, :, None], drop, path.own)[:, :, 0]
+def join_of(config: Config) -> Join:
+    """Build what adds a branch to the stream."""
+    own = config.fields
+    return Join(own["hidden_size"], own["layer_scale_init_value"], own["hidden_dropout_prob"])
 
 
 class Attention(nnx.Module):
@@ -296,7 +280,7 @@ class Attention(nnx.Module):
         self.value = Linear(width, width, inward, std)
         self.output = Linear(width, width, ("heads", "embed"), std)
         self.distances = Distances(config) if own["use_relative_position_bias"] else None
-        self.join = Join(config)
+        self.join = join_of(config)
         self.heads, self.rate = own["num_attention_heads"], own["attention_probs_dropout_prob"]
 
     def __call__(
@@ -324,31 +308,12 @@ class Mlp(nnx.Module):
         self.norm = LayerNorm(width, own["layer_norm_eps"])
         self.up = Linear(width, inner, ("embed", "mlp"), std)
         self.down = Linear(inner, width, ("mlp", "embed"), std)
-        self.join = Join(config)
+        self.join = join_of(config)
         self.activation = own["hidden_act"]
 
     def __call__(self, x: jax.Array, drop: jax.Array | float, keys: Keys) -> jax.Array:
         inner = ACTIVATIONS[self.activation](self.up(self.norm(x), keys.block))  # [B, N, F]
         return self.join(x, self.down(inner, keys.block), drop, keys)
-
-
-class Block(nnx.Module):
-    """Attention, then MLP: [B, N, D] -> [B, N, D]; `drop` is the rate at which each is left out."""
-
-    def __init__(self, config: Config):
-        self.attention = Attention(config)
-        self.mlp = Mlp(config)
-
-    def __call__(
-        self,
-        x: jax.Array,
-        shared: jax.Array | None,
-        key: jax.Array | None,
-        cache: BlockCache,
-        drop: jax.Array | float,
-    ) -> tuple[jax.Array, BlockCache]:
-        attention_keys, mlp_keys = block_keys(key, 2)
-        return self.mlp(self.attention(x, shared, drop, attention_keys), drop, mlp_keys), cache
 
 
 class Pooler(nnx.Module):
@@ -401,7 +366,7 @@ def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str
     count = config.fields["num_hidden_layers"]
     top = Classifier(config, num_labels or 2) if head else Encoder(config)
     numbers = {"drop": rising_rates(config.fields["drop_path_rate"], count)}
-    blocks = (Part(Block(config)),) * count
+    blocks = (Part(Block(Attention(config), Mlp(config))),) * count
     return {"vision": Tower(Part(Stem(config)), blocks, Part(top), numbers=numbers)}
 
 

@@ -25,6 +25,7 @@ from flax import nnx
 
 from jaxft.errors import UserError
 from jaxft.models.families.vit.config import Config
+from jaxft.models.families.vit.parts import resize_positions
 from jaxft.models.families.vit.rollout import attention_weights
 from jaxft.models.family import Family, architectures
 from jaxft.models.layers.attention import Mask, make_mask
@@ -146,9 +147,7 @@ def refits(
     own = Config.from_hf(fields, tuple(fields))
 
     def resized(stored: np.ndarray) -> np.ndarray:  # [1, N, D]
-        grid = stored[0, own.specials :].reshape(*own.grid, -1)
-        patches = resize_grid(grid, config.grid).reshape(1, -1, grid.shape[-1])
-        return np.concatenate([stored[:, : own.specials], patches], axis=1)
+        return resize_positions(stored, own.specials, own.grid, config.grid)
 
     return {"embeddings/position": resized}
 
