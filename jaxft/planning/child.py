@@ -63,12 +63,18 @@ class Planner:
         if key not in self._known:
             subject = ", ".join(change) or f"{setup.layout.rows} rows"
             try:
-                self._known[key] = compile_train_step(
+                compiled = compile_train_step(
                     setup, now, lambda stage: self.tell(f"{subject}: {stage}")
                 )
+                self._known[key] = self._within_memory(compiled)
             except OutOfMemory as refused:
                 self._known[key] = refused
         return self._known[key]
+
+    def _within_memory(self, compiled: Compiled) -> Compiled | OutOfMemory:
+        """Refuse what no memory of the machine holds: a CPU's compiler refuses nothing."""
+        room, peak = None if self.chip else self.room(), compiled.memory.peak
+        return compiled if room is None or peak <= room else OutOfMemory(peak)
 
     def best_time(self, compiled: Compiled) -> Roofline | None:
         """Compute the roofline of a step; None where the chip is not known."""
@@ -183,13 +189,10 @@ def _largest(planner: Planner, setup: Setup) -> dict[str, Any]:
         other, now = planner.set_up((f"data.batch_size={batch_size}",))
         outcome = planner.outcome(other, now)
         peak = outcome.memory.peak if isinstance(outcome, Compiled) else None
-        if peak is not None and room is not None and peak > room:  # a CPU's compiler refuses none
-            peak = None
         tried[batch_size] = other.layout.rows, peak
         return peak
 
-    room = planner.room()
-    most, refused = largest_batch(fits, step, setup.config.data.batch_size, room)
+    most, refused = largest_batch(fits, step, setup.config.data.batch_size, planner.room())
     rows, peak = tried.get(most, (0, None))
     return {"batch_size": most, "rows": rows, "peak": peak, "refused_batch_size": refused}
 

@@ -145,6 +145,21 @@ def test_the_largest_batch_is_that_of_a_config_that_says_so(tmp_path, monkeypatc
     assert (found["batch_size"] > 40) is pack
 
 
+def test_a_step_beyond_the_memory_of_a_cpus_machine_does_not_fit(tmp_path, monkeypatch):
+    """Its compiler refuses nothing."""
+
+    def compile_train_step(built, now, tell):
+        return Compiled(Memory(0, 0, 0, peak=1000 + built.layout.rows), 0, 0, (), 0, 0.0, 0.0, 0.0)
+
+    monkeypatch.setattr(plan_child, "compile_train_step", compile_train_step)
+    monkeypatch.setattr(Planner, "room", lambda self: 1040)
+    config = tiny_config(tmp_path, data={"batch_size": 64, "pack": False})
+    planner = Planner(config, jax.devices()[:2], True, lambda _: None)
+    facts = make_plan(planner, None, largest=False)
+    assert (facts["fits"], facts["needs"]) == (False, 1064)
+    assert any(one["fits"] for one in facts["tried"])
+
+
 def test_changes_are_tried_cheapest_first(tmp_path):
     config = tiny_config(tmp_path, data={"batch_size": 64})
     changes = list(remedies(config, "none", devices=4, rows=32, divisor=4))
