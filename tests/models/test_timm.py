@@ -84,6 +84,10 @@ SMALL = {"depths": [2, 1, 3, 1], "dims": [8, 12, 16, 24], "drop_path_rate": 0.2}
     [
         ("test_vit", {}),
         ("test_vit2", {}),
+        ("test_vit3", {}),
+        ("test_vit2", {"pool_include_prefix": True}),
+        ("test_vit", {"fc_norm": True}),
+        ("test_vit3", {"fc_norm": True}),
         ("resnet18", {}),
         ("resnet26", {}),
         ("convnext_tiny", SMALL),
@@ -210,7 +214,12 @@ def test_an_architecture_has_the_parameters_that_timm_builds(architecture):
 
 @pytest.mark.parametrize(
     ("architecture", "arguments"),
-    [("test_vit", {}), ("test_vit2", {}), ("test_vit", {"pre_norm": True, "reg_tokens": 2})],
+    [
+        ("test_vit", {}),
+        ("test_vit2", {}),
+        ("test_vit3", {}),
+        ("test_vit", {"pre_norm": True, "reg_tokens": 2}),
+    ],
 )
 def test_layer_decay_is_timms(architecture, arguments, tmp_path):
     """Each parameter's rate and weight decay, by timm's own names of the parameters."""
@@ -278,7 +287,7 @@ WRONG = [
     ({"model_args": {"fc_norm": "yes"}}, "fc_norm must be true, false or null"),
     ({"model_args": {"init_values": "small"}}, "init_values is"),
     ({"model_args": {"num_heads": 5}}, "embed_dim"),
-    ({"model_args": {"global_pool": "map"}}, "global_pool is 'map'"),
+    ({"model_args": {"global_pool": "max"}}, "global_pool is 'max'"),
     ({"model_args": {"class_token": False}}, "token needs a class token"),
     ({"model_args": {"img_size": 8}}, "img_size is smaller than patch_size"),
     ({"model_args": [1]}, "model_args must be a JSON object"),

@@ -501,7 +501,8 @@ def timm(draw: Draw) -> dict[str, Any]:
     own |= {name: rate(draw) for name in rates}
     flags = ("qkv_bias", "no_embed_class", "pre_norm", "fc_norm", "class_token")
     own |= {name: draw.flag() for name in flags}
-    own["global_pool"] = draw.one_of("token", "avg") if own["class_token"] else "avg"
+    pools = ("token", "avg", "map") if own["class_token"] else ("avg", "map")
+    own |= {"global_pool": draw.one_of(*pools), "pool_include_prefix": draw.flag()}
     gated, tanh = "vit_giant_patch14_dinov2", "vit_base_patch32_siglip_gap_256"
     return {"architecture": draw.one_of("test_vit", gated, tanh), "model_args": own}
 

@@ -22,7 +22,7 @@ from jaxft.models.families.timm.fields import HEAD, MODEL_TYPES, TimmNames, with
 from jaxft.models.families.timm.vit_config import Config
 from jaxft.models.families.vit.parts import Block, Join, resize_positions
 from jaxft.models.family import Family
-from jaxft.models.layers.attention import Mask, make_mask
+from jaxft.models.layers.attention import AttentionOptions, Mask, attention, make_mask
 from jaxft.models.layers.batch import Batch
 from jaxft.models.layers.cross import AttentionMaps
 from jaxft.models.layers.kernels import Needs
@@ -51,6 +51,13 @@ NAMES = (
     Name("blocks.{i}.ls2.gamma", "blocks/{i}/mlp/join/layer_scale"),
     *norm("norm", "norm"),
     *norm("fc_norm", "pooler/norm"),
+    Name("attn_pool.latent", "pooler/latent"),
+    *dense("attn_pool.q", "pooler/query"),
+    *fused("attn_pool.kv", "pooler/key", "pooler/value"),
+    *dense("attn_pool.proj", "pooler/output"),
+    *norm("attn_pool.norm", "pooler/mlp_norm"),
+    *dense("attn_pool.mlp.fc1", "pooler/up"),
+    *dense("attn_pool.mlp.fc2", "pooler/down"),
 )
 
 
@@ -164,33 +171,67 @@ class Mlp(nnx.Module):
         return self.join(x, self.down(inner, keys.block), drop, keys)
 
 
-class Pooler(nnx.Module):
-    """Norm of what is pooled: [B, D] -> [B, D]."""
+def norm_of(config: Config) -> LayerNorm:
+    """Build a norm of vectors."""
+    return LayerNorm(config.fields["embed_dim"], config.fields["eps"])
+
+
+class Pool(nnx.Module):
+    """Mean of the vectors or the first of them, normalized or not: [B, N, D] -> [B, D]."""
 
     def __init__(self, config: Config):
-        self.norm = LayerNorm(config.fields["embed_dim"], config.fields["eps"])
+        self.norm = norm_of(config) if config.norms_pooled else None
+        self.averages = config.averages
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.norm(x)
+        pooled = x.mean(1) if self.averages else x[:, 0]
+        return pooled if self.norm is None else self.norm(pooled)
+
+
+class AttentionPool(AttentionMaps):
+    """Attention over the vectors from a learned query, then an MLP: [B, N, D] -> [B, D].
+
+    Source: Zhai et al. (2022), https://arxiv.org/abs/2106.04560, section 2.3.
+    """
+
+    def __init__(self, config: Config):
+        own, width = config.fields, config.fields["embed_dim"]
+        super().__init__(width, own["num_heads"], STD, 0.0)
+        inner = int(width * own["mlp_ratio"])
+        axes = ("ones", "latents", "embed")
+        self.latent = parameter(Leaf((1, 1, width), axes, std=STD))
+        self.mlp_norm = norm_of(config)
+        self.up = Linear(width, inner, ("embed", "mlp"), STD)
+        self.down = Linear(inner, width, ("mlp", "embed"), STD)
+        self.activation = own["act_layer"]
+        self.norm = norm_of(config) if config.norms_pooled else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        query = jnp.broadcast_to(self.query(self.latent[...]), (len(x), 1, x.shape[-1]))
+        options = AttentionOptions(self.heads)
+        pooled = self.output(attention(query, self.key(x), self.value(x), None, options))
+        inner = ACTIVATIONS[self.activation](self.up(self.mlp_norm(pooled)))
+        pooled = (pooled + self.down(inner))[:, 0]
+        return pooled if self.norm is None else self.norm(pooled)
 
 
 class Encoder(nnx.Module):
-    """Top of a bare model: the stream, and its class token or the mean of its patches.
+    """Top of a bare model: the stream, and its class token, mean or what a query reads of it.
 
     There is one norm, of the stream or of what is pooled.
     """
 
     def __init__(self, config: Config):
         own = config.fields
-        self.norm = None if config.norms_pooled else LayerNorm(own["embed_dim"], own["eps"])
-        self.pooler = Pooler(config) if config.norms_pooled else None
-        self.patches_from = config.prefix if config.averages else None
+        self.norm = None if config.norms_pooled else norm_of(config)
+        attends = own["global_pool"] == "map"
+        self.pooler = AttentionPool(config) if attends else Pool(config)
+        whole = own["global_pool"] == "token" or own["pool_include_prefix"]
+        self.pooled_from = 0 if whole else config.prefix
 
     def __call__(self, x: jax.Array, batch: Batch, key: jax.Array | None) -> dict[str, jax.Array]:
         x = x if self.norm is None else self.norm(x)
-        pooled = x[:, 0] if self.patches_from is None else x[:, self.patches_from :].mean(1)
-        pooled = pooled if self.pooler is None else self.pooler(pooled)
-        return {"last_hidden_state": x, "pooler_output": pooled}
+        return {"last_hidden_state": x, "pooler_output": self.pooler(x[:, self.pooled_from :])}
 
 
 class Classifier(Encoder):

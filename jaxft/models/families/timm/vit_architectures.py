@@ -49,6 +49,7 @@ DEFAULTS: dict[str, Any] = {
     "reg_tokens": 0,
     "pre_norm": False,
     "fc_norm": None,
+    "pool_include_prefix": False,
     "drop_rate": 0.0,
     "pos_drop_rate": 0.0,
     "proj_drop_rate": 0.0,
@@ -60,6 +61,7 @@ DEFAULTS: dict[str, Any] = {
 }
 CLIP = {"pre_norm": True, "eps": 1e-5}
 MEAN = {"global_pool": "avg", "class_token": False}
+MAP = {"global_pool": "map", "class_token": False}
 BARE = {"no_embed_class": True}
 GATED = {
     "act_layer": "silu",
@@ -231,6 +233,30 @@ GROUPS: tuple[tuple[Mapping[str, Any], str], ...] = (
         vit_giant_patch14_reg1_tipsv2
         """,
     ),
+    (
+        MAP,
+        """
+        vit_base_patch16_siglip_224 vit_base_patch16_siglip_256 vit_base_patch16_siglip_384
+        vit_base_patch16_siglip_512 vit_large_patch16_siglip_256
+        vit_large_patch16_siglip_384 vit_so400m_patch14_siglip_224
+        vit_so400m_patch14_siglip_378 vit_so400m_patch14_siglip_384
+        """,
+    ),
+    (
+        MAP | {"act_layer": "gelu_tanh"},
+        """
+        vit_base_patch32_siglip_256 vit_giantopt_patch16_siglip_256
+        vit_giantopt_patch16_siglip_384 vit_large_patch16_siglip_512
+        vit_so400m_patch16_siglip_256 vit_so400m_patch16_siglip_384
+        vit_so400m_patch16_siglip_512
+        """,
+    ),
+    (
+        MAP | {"reg_tokens": 4},
+        """
+        vit_so150m_patch16_reg4_map_256
+        """,
+    ),
 )
 SMALLEST = {"img_size": 160, "embed_dim": 64, "num_heads": 2, "mlp_ratio": 3.0}  # for tests
 OTHERS: dict[str, dict[str, Any]] = {
@@ -238,6 +264,9 @@ OTHERS: dict[str, dict[str, Any]] = {
     "vit_small_patch16_36x1_224": {"depth": 36},
     "test_vit": SMALLEST | {"depth": 6},
     "test_vit2": SMALLEST | MEAN | {"depth": 8, "init_values": 1e-5, "reg_tokens": 1},
+    "test_vit3": MAP
+    | {"img_size": 160, "embed_dim": 96, "depth": 9, "num_heads": 3, "mlp_ratio": 2.0}
+    | {"init_values": 1e-5, "reg_tokens": 1, "pool_include_prefix": True},
 }
 # Image sizes that a name does not have.
 UNNAMED = {"miil": 224, "dinov2": 518, "tipsv2": 448, "flexivit": 240}

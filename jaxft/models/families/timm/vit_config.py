@@ -27,7 +27,7 @@ from jaxft.models.weights.hf_config import TIMM, ImageConfig
 OURS = ("act_layer", "eps", "gated")  # what `model_args` cannot name
 SIZES = ("patch_size", "in_chans", "embed_dim", "num_heads")
 RATES = ("pos_drop_rate", "proj_drop_rate", "attn_drop_rate")
-POOLS = ("token", "avg")
+POOLS = ("token", "avg", "map")
 
 
 class Config(ImageConfig):
@@ -58,10 +58,11 @@ class Config(ImageConfig):
         if own["fc_norm"] not in (None, True, False):
             raise UserError("config.json: fc_norm must be true, false or null.")
         check_divides("embed_dim", own["embed_dim"], own["num_heads"], "heads")
-        if own["global_pool"] not in POOLS or not (own["class_token"] or self.averages):
+        pool = own["global_pool"]
+        if pool not in POOLS or (pool == "token" and not own["class_token"]):
             raise UserError(
-                f"config.json: global_pool is '{own['global_pool']}'.",
-                f"Supported: {' and '.join(POOLS)}; token needs a class token.",
+                f"config.json: global_pool is '{pool}'.",
+                f"Supported: {', '.join(POOLS)}; token needs a class token.",
             )
         if min(self.grid) < 1:
             raise UserError("config.json: img_size is smaller than patch_size.")
