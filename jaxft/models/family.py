@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ from jaxft.models.layers.modules import Leaf
 from jaxft.models.tower.run import run_pair, run_tower
 from jaxft.models.tower.tower import BLOCKS, Compute, Params, Part, Tower
 from jaxft.models.weights.names import Name
+from jaxft.models.weights.tensor import Tensor
 from jaxft.models.weights.tensor_names import TensorNames
 from jaxft.tree import natural_order
 
@@ -70,6 +72,34 @@ def same_fields(fields: Mapping[str, Any], tensors: Iterable[str]) -> dict[str, 
     return dict(fields)
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """Task that a checkpoint is loaded for, by which a family may convert it.
+
+    Args:
+        task: the head; None for the checkpoint's own.
+        labels: class names in order of id; None for the checkpoint's own.
+        detection_tokens: the most objects to detect in an image; None where nothing is said.
+        folder: the checkpoint's.
+    """
+
+    task: str | None
+    labels: Sequence[str] | None
+    detection_tokens: int | None
+    folder: Path
+
+
+# config.json and tensors of a checkpoint -> those of the one that it becomes for a task.
+Content = tuple[dict[str, Any], dict[str, Tensor]]
+Convert = Callable[[dict[str, Any], dict[str, Tensor], Wanted], Content]
+
+
+def unconverted(fields: dict[str, Any], tensors: dict[str, Tensor], wanted: Wanted) -> Content:
+    """Return a checkpoint as it is: no task asks for another."""
+    del wanted
+    return fields, tensors
+
+
 def no_refits(config: Any, fields: Mapping[str, Any]) -> Mapping[str, Refit]:
     """Return no changes: the tensors fit as they are stored."""
     del config, fields
@@ -119,6 +149,8 @@ class Family:
             those names imply.
         refits: config, the checkpoint's config.json -> by parameter, the function that fits a
             stored tensor to a config that differs from it (another image size).
+        for_task: converts a checkpoint to that of another model type, or with other words, where a
+            task asks for it.
         fields_of: head -> the fields of config.json by which its architecture is chosen.
         reading: its decoders that attend to a source; None if it has none.
         blocks, norm, pooler: name prefixes of those parts of a tower.
@@ -138,6 +170,7 @@ class Family:
     apply: Callable[..., dict[str, jax.Array]] = run_alone
     infer_fields: Callable[[Mapping[str, Any], Iterable[str]], dict[str, Any]] = same_fields
     refits: Callable[[Any, Mapping[str, Any]], Mapping[str, Refit]] = no_refits
+    for_task: Convert = unconverted
     fields_of: Callable[[str | None], Mapping[str, Any]] = no_fields
     reading: ReadingDecoder | None = None
     blocks: str = BLOCKS
@@ -156,7 +189,7 @@ class ComposedFamily:
     the table of names follows from config.json too.
 
     Args:
-        name, config, model_types: as `Family` has them.
+        name, config, model_types, for_task: as `Family` has them.
         compose: config.json, every family by model type, and whether the parts come from two
             checkpoints -> the family.
     """
@@ -165,6 +198,7 @@ class ComposedFamily:
     config: Any
     model_types: ModelTypes
     compose: Callable[[Mapping[str, Any], Mapping[str, Family | ComposedFamily], bool], Family]
+    for_task: Convert = unconverted
 
 
 def leaves_of(towers: Towers) -> dict[str, Leaf]:

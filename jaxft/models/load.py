@@ -15,10 +15,7 @@ from jaxft.models import families as families_package
 from jaxft.models.adapters.low_rank import Adapter
 from jaxft.models.families.clip import clip
 from jaxft.models.families.encoder_decoder import encoder_decoder
-from jaxft.models.families.gpt2 import imagegpt
-from jaxft.models.families.gpt2.imagegpt_classes import with_classes
-from jaxft.models.families.vit import yolos_from_vit
-from jaxft.models.family import ComposedFamily, Family, class_labels, head_fields, leaves_of
+from jaxft.models.family import ComposedFamily, Family, Wanted, class_labels, head_fields, leaves_of
 from jaxft.models.load_adapters import with_adapter
 from jaxft.models.load_dense import with_dense
 from jaxft.models.model import Model
@@ -201,6 +198,14 @@ def families() -> dict[str, Family | ComposedFamily]:
 
 def _family(fields: Mapping[str, Any], source: Source) -> Family:
     """Find the family of a config's model type; of two towers, both put together."""
+    family = _declared(fields)
+    if isinstance(family, ComposedFamily):
+        return family.compose(fields, families(), source.second is not None)
+    return family
+
+
+def _declared(fields: Mapping[str, Any]) -> Family | ComposedFamily:
+    """Find what a model type's module declares."""
     known, model_type = families(), fields["model_type"]
     if model_type not in known:
         close = [f"Did you mean '{name}'? " for name in nearest(model_type, known)]
@@ -208,10 +213,7 @@ def _family(fields: Mapping[str, Any], source: Source) -> Family:
             f"config.json: the model_type '{model_type}' is not supported.",
             "".join([*close, "`jaxft models` lists those that are."]),
         )
-    family = known[model_type]
-    if isinstance(family, ComposedFamily):
-        return family.compose(fields, known, source.second is not None)
-    return family
+    return known[model_type]
 
 
 def _fields(source: Source, resize_vocab: bool) -> dict[str, Any]:
@@ -244,13 +246,9 @@ def _content(
     source: Source, options: LoadOptions, weights: bool
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return the config.json and the tensors of a checkpoint as they are converted for a task."""
-    task, labels = options.task, options.labels
     fields, tensors = _fields(source, options.resize_vocab), _tensors(source) if weights else {}
-    if task == IMAGE_GENERATION and labels and fields["model_type"] in imagegpt.MODEL_TYPES:
-        return with_classes(fields, tensors, source.folder, labels)
-    if task != DETECTION:
-        return fields, tensors
-    return yolos_from_vit.detector(fields, tensors, options.detection_tokens)
+    wanted = Wanted(options.task, options.labels, options.detection_tokens, source.folder)
+    return _declared(fields).for_task(fields, tensors, wanted)
 
 
 def _named(head: str | None, labels: tuple[str, ...]) -> tuple[str, ...] | None:

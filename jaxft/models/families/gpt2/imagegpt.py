@@ -17,6 +17,7 @@ from flax import nnx
 
 from jaxft.models.families.gpt2 import gpt2
 from jaxft.models.families.gpt2.config import ImageConfig
+from jaxft.models.families.gpt2.imagegpt_classes import with_classes
 from jaxft.models.family import Family
 from jaxft.models.layers.batch import Batch
 from jaxft.models.layers.decoder import Bare, CausalLm
@@ -65,5 +66,7 @@ def towers(config: ImageConfig, head: str | None, num_labels: int | None) -> dic
 
 
 FAMILY = Family(
-    *("imagegpt", ImageConfig, MODEL_TYPES, TENSORS, towers), unpadded=tuple(MODEL_TYPES)
+    *("imagegpt", ImageConfig, MODEL_TYPES, TENSORS, towers),
+    for_task=with_classes,
+    unpadded=tuple(MODEL_TYPES),
 )

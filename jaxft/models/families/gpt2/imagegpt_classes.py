@@ -8,42 +8,38 @@ architecture has one for each word but the last; they are never right, and train
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jaxft.data.image.config import read_settings
+from jaxft.models.family import Content, Wanted
 from jaxft.models.weights.tensor import FLOATS, Index, Tensor
 
+GENERATION = "image_generation"
 
-def with_classes(
-    fields: Mapping[str, Any],
-    tensors: Mapping[str, Tensor],
-    folder: Path,
-    labels: Sequence[str],
-) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return the config.json and the tensors of an ImageGPT with these classes.
+
+def with_classes(fields: dict[str, Any], tensors: dict[str, Tensor], wanted: Wanted) -> Content:
+    """Return the config.json and the tensors of an ImageGPT that generates images of classes.
 
     A class that the checkpoint knows keeps its word; any other begins as the image of no class.
-
-    Args:
-        fields, tensors: the checkpoint's.
-        folder: its folder; the image processor in it has the colours.
-        labels: the classes in order of id.
+    Its folder has the image processor with the colors.
 
     Raises:
         UserError: the image processor is not there, or is none.
     """
-    colours = len(read_settings(folder)["clusters"] or ())
+    labels = wanted.labels
+    if wanted.task != GENERATION or not labels:
+        return fields, tensors
+    colours = len(read_settings(wanted.folder)["clusters"] or ())
     words = fields.get("vocab_size", 0)
     known = words - 1 - colours
     stored_labels = fields.get("id2label") or {}
     own = [stored_labels[key] for key in sorted(stored_labels, key=int)] if known > 0 else []
     if own == list(labels):
-        return dict(fields), dict(tensors)
+        return fields, tensors
     rows = [*range(colours + 1)]
     rows += [colours + 1 + own.index(name) if name in own else colours for name in labels]
     made = {

@@ -28,6 +28,7 @@ from jaxft.models.families.rf_detr.queries import (
     class_head,
     refined,
 )
+from jaxft.models.families.vit.yolos_from_vit import same_detections
 from jaxft.models.family import ComposedFamily, Family
 from jaxft.models.layers.attention import AttentionOptions, attention
 from jaxft.models.layers.batch import Batch
@@ -201,4 +202,4 @@ def compose(fields: Mapping[str, Any], families: Mapping[str, Any], from_two: bo
     )
 
 
-FAMILY = ComposedFamily(MODEL_TYPE, Config, MODEL_TYPES, compose)
+FAMILY = ComposedFamily(MODEL_TYPE, Config, MODEL_TYPES, compose, for_task=same_detections)

@@ -27,6 +27,7 @@ from jaxft.errors import UserError
 from jaxft.models.families.vit.config import Config
 from jaxft.models.families.vit.parts import resize_positions
 from jaxft.models.families.vit.rollout import attention_weights
+from jaxft.models.families.vit.yolos_from_vit import detector
 from jaxft.models.family import Family, architectures
 from jaxft.models.layers.attention import Mask, make_mask
 from jaxft.models.layers.batch import Batch
@@ -416,5 +417,6 @@ FAMILY = Family(
     text=False,
     images=True,
     infer_fields=as_vit,
+    for_task=detector,
     refits=refits,
 )

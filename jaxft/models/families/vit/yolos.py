@@ -22,6 +22,7 @@ from flax import nnx
 from jaxft.errors import UserError
 from jaxft.models.families.vit import config as vit_config
 from jaxft.models.families.vit.vit import VIT_NAMES, Attention, Encoder, Mlp, needs_of
+from jaxft.models.families.vit.yolos_from_vit import same_detections
 from jaxft.models.family import Family
 from jaxft.models.layers.attention import Mask, make_mask
 from jaxft.models.layers.batch import Batch
@@ -257,4 +258,9 @@ def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str
     return {"vision": Tower(Part(Stem(config)), blocks, Part(top))}
 
 
-FAMILY = Family("yolos", Config, MODEL_TYPES, TENSORS, towers, text=False, images=True)
+FAMILY = Family(
+    *("yolos", Config, MODEL_TYPES, TENSORS, towers),
+    text=False,
+    images=True,
+    for_task=same_detections,
+)

@@ -22,8 +22,10 @@ import numpy as np
 
 from jaxft.errors import UserError
 from jaxft.models.families.vit.config import Config
+from jaxft.models.family import Content, Wanted
 from jaxft.models.weights.tensor import FLOATS, Index, Tensor
 
+DETECTION = "object_detection"
 SOURCES = ("vit", "deit", "dinov2")
 DETECTION_TOKENS = 100  # where none are asked for: as many as YOLOS has
 KEPT = (
@@ -58,24 +60,26 @@ SCALED = {
 }
 
 
-def detector(
-    fields: dict[str, Any], tensors: dict[str, Tensor], detection_tokens: int | None
-) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return a detector's config.json and tensors, converted from a ViT's where it is one.
+def detector(fields: dict[str, Any], tensors: dict[str, Tensor], wanted: Wanted) -> Content:
+    """Return the config.json and the tensors of the detector that a ViT becomes; see `begin`.
 
-    Args:
-        fields, tensors: the checkpoint's.
-        detection_tokens: how many a ViT is given; None for `DETECTION_TOKENS`.
+    What has gates or registers, and is none of `SOURCES`, stays as it is.
+    """
+    if wanted.task != DETECTION or fields["model_type"] not in SOURCES:
+        return fields, tensors
+    return begin(fields, tensors, wanted.detection_tokens or DETECTION_TOKENS)
+
+
+def same_detections(fields: dict[str, Any], tensors: dict[str, Tensor], wanted: Wanted) -> Content:
+    """Return a detector as it is.
 
     Raises:
-        UserError: it is a detector with another number of them; or see `begin`.
+        UserError: another number of detections is wanted than it has.
     """
-    if fields["model_type"] in SOURCES:
-        return begin(fields, tensors, detection_tokens or DETECTION_TOKENS)
-    own = fields.get("num_detection_tokens", fields.get("num_queries", detection_tokens))
-    if detection_tokens not in (None, own):
+    own = fields.get("num_detection_tokens", fields.get("num_queries", wanted.detection_tokens))
+    if wanted.task == DETECTION and wanted.detection_tokens not in (None, own):
         raise UserError(
-            f"model.detection_tokens is {detection_tokens}, and the checkpoint has {own}.",
+            f"model.detection_tokens is {wanted.detection_tokens}, and the checkpoint has {own}.",
             "Leave it out: only a plain ViT gets new ones.",
         )
     return fields, tensors
