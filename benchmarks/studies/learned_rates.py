@@ -163,6 +163,7 @@ def draw(figure: Any, stored: dict[str, Any]) -> None:
             axes.plot(depths, np.exp(course["logs"][-1]), color="C0", alpha=0.4, linewidth=0.8)
         axes.plot(depths, learned["multipliers"], "o-", color="C0")
         axes.set(title=name, xlabel="depth", yscale="log")
+        axes.xaxis.get_major_locator().set_params(integer=True)
     panels[0].set_ylabel("learned multiplier")
 
 

@@ -192,6 +192,7 @@ def draw(figure: Any, done: Stored) -> None:
             axes.plot(np.mean(test), height, "D", color="C0", markersize=4)
         axes.set_yticks(range(len(names)), names, fontsize=7)
         axes.set(title=task, xlabel=f"test {TASKS[task].metric}")
+        axes.xaxis.get_major_locator().set_params(nbins=4)
 
 
 def main() -> None:
@@ -206,7 +207,7 @@ def main() -> None:
     measure(given.task or list(TASKS), given.method or list(METHODS), until)
     done = load_results()
     parts = [f"### {task}\n\n{table_of(task, done)}" for task in TASKS]
-    write_page("methods", "\n\n".join(parts), lambda figure: draw(figure, done), size=(6.4, 3.6))
+    write_page("methods", "\n\n".join(parts), lambda figure: draw(figure, done), size=(9, 3.8))
 
 
 if __name__ == "__main__":
