@@ -30,6 +30,7 @@ def test_what_it_writes_has_the_rates_that_it_learned(tmp_path, capsys):
     out, err = capsys.readouterr()
     tuned = json.loads(out)
     assert "6 trainings of 3 steps, each with 3 derivatives" in err
+    assert "before training: eval loss" in err
     assert tuned["depths"] == [1, 2, 3]
     np.testing.assert_allclose(tuned["base"][:2], [0, 0.8])
     assert tuned["loss_after"] < tuned["loss_before"]
@@ -51,6 +52,17 @@ def test_what_it_writes_has_the_rates_that_it_learned(tmp_path, capsys):
             assert leaf.decays == old.decays
     heads = [group for group in after.groups if group.name.startswith("head-")]
     assert {group.weight_decay for group in heads} == {0.0}
+
+
+@pytest.mark.slow
+def test_rates_that_undo_the_checkpoint_are_named(tmp_path, capsys):
+    config = tiny_config(tmp_path, optimizer={"lr": 0.5})
+    file = tmp_path / "run.yaml"
+    file.write_text(json.dumps(config.dump()))
+    options = ["--steps", "2", "--rounds", "1", "--draws", "2", "--eval-batches", "1"]
+    assert main(["tune-rates", str(file), *options]) == 0
+    _, err = capsys.readouterr()
+    assert err.count("the config's own rates do not lower the eval loss in these steps") == 1
 
 
 LORA = {"kind": "lora", "rank": 2, "lr_ratio": 16}

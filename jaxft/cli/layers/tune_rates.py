@@ -54,15 +54,16 @@ def tune_rates(
     if write is not None and write.exists():
         raise UserError(f"--write: {write} exists.", "Name a new file.")
     from jaxft.studies.tuning.problem import open_problem
-    from jaxft.studies.tuning.tune import check_tunable, tune
+    from jaxft.studies.tuning.tune import check_tunable, tune, untrained_loss
 
     check_tunable(checked, steps, rounds, draws)
     prepare_computation()
     problem = open_problem(checked, steps, eval_batches)
     echo(_cost(problem, steps, rounds, draws), err=True)
-    tuned = tune(
-        problem, steps=steps, rounds=rounds, draws=draws, progress=partial(_print_round, rounds)
-    )
+    untrained = untrained_loss(problem)
+    echo(f"before training: eval loss {untrained:.4f}", err=True)
+    progress = partial(_print_round, rounds, untrained)
+    tuned = tune(problem, steps=steps, rounds=rounds, draws=draws, progress=progress)
     if write is not None:
         _write(write, checked, problem, tuned)
     if as_json:
@@ -81,8 +82,14 @@ def _cost(problem: Problem, steps: int, rounds: int, draws: int) -> str:
     )
 
 
-def _print_round(rounds: int, draw: int, done: int, loss: float) -> None:
+def _print_round(rounds: int, untrained: float, draw: int, done: int, loss: float) -> None:
     echo(f"draw {draw + 1}, round {done} of {rounds}: eval loss {loss:.4f}", err=True)
+    if draw == done == 0 and loss >= untrained:
+        echo(
+            "note: the config's own rates do not lower the eval loss in these steps; what is "
+            "learned may then follow noise. Lower optimizer.lr, or train longer (--steps).",
+            err=True,
+        )
 
 
 def _write(path: Path, config: Config, problem: Problem, tuned: Tuned) -> None:

@@ -212,6 +212,14 @@ def learn_draw(
     return Draw(tuple(losses), _rows(course), _rows(derivatives))
 
 
+def untrained_loss(problem: Problem) -> float:
+    """Compute the mean loss on the eval rows before any step."""
+    state = initial_state(problem.setup, problem.now, problem.params)
+    frozen = frozen_params(problem.setup, problem.now, problem.params)
+    score = partial(problem.score, frozen)
+    return float(mean_gradient(score, state.trainable, problem.eval_batches)[0])
+
+
 def _loss_and_derivative(
     problem: Problem, logs: jax.Array, state: TrainState, frozen: Params, batches: Batch
 ) -> tuple[float, jax.Array]:
