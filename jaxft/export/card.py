@@ -12,9 +12,8 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from jaxft.config.recipe import DECAY_PRESETS
+from jaxft.data.image.files import has_processor
 from jaxft.engine.trained import Trained
-from jaxft.models.weights.hf_config import TIMM
-from jaxft.models.weights.source import IMAGE_FILES
 from jaxft.numbers import count, rate, score, share
 from jaxft.report.events import each_event
 from jaxft.runs.folder import RUN_FILE, RunFolder
@@ -260,11 +259,9 @@ class _Past:
 
 def _use_section(trained: Trained) -> str:
     auto, files = trained.task.card.auto_class, trained.model.source.companions
-    # A config.json of timm has the processor too.
-    images = trained.model.model_type == TIMM or any(name in files for name in IMAGE_FILES)
     readers = {
         "tokenizer": ("AutoTokenizer", any("token" in name or "vocab" in name for name in files)),
-        "processor": ("AutoImageProcessor", images),
+        "processor": ("AutoImageProcessor", has_processor(trained.model.source.folder)),
     }
     loads = {"model": auto} | {name: reader for name, (reader, there) in readers.items() if there}
     library = trained.task.card.library

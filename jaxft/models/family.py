@@ -112,6 +112,14 @@ def no_fields(head: str | None) -> Mapping[str, Any]:
     return {}
 
 
+def class_ids(labels: Sequence[str]) -> dict[str, Any]:
+    """Return the fields of config.json that name the classes; a name may stand twice."""
+    return {
+        "id2label": {str(number): name for number, name in enumerate(labels)},
+        "label2id": {name: number for number, name in enumerate(labels)},
+    }
+
+
 ModelTypes = Mapping[str, Mapping[str | None, str]]  # model_type -> head -> architecture
 # Head -> the end of an architecture's name, as transformers has most of them.
 ENDINGS = {
@@ -152,6 +160,7 @@ class Family:
         for_task: converts a checkpoint to that of another model type, or with other words, where a
             task asks for it.
         fields_of: head -> the fields of config.json by which its architecture is chosen.
+        class_fields: classes in order of id -> the fields of config.json that name them.
         reading: its decoders that attend to a source; None if it has none.
         blocks, norm, pooler: name prefixes of those parts of a tower.
         head: name prefixes of what is a head's own.
@@ -172,6 +181,7 @@ class Family:
     refits: Callable[[Any, Mapping[str, Any]], Mapping[str, Refit]] = no_refits
     for_task: Convert = unconverted
     fields_of: Callable[[str | None], Mapping[str, Any]] = no_fields
+    class_fields: Callable[[Sequence[str]], dict[str, Any]] = class_ids
     reading: ReadingDecoder | None = None
     blocks: str = BLOCKS
     norm: str = "norm/"

@@ -296,4 +296,5 @@ class Model:
             own["problem_type"] = self.problem_type
         new_head = any(name.startswith(self.family.head) for name in self.matching.new)
         stale = (*exports.STALE_FIELDS, *(["problem_type"] if new_head else ()))  # of the old head
-        return updated_fields(self.fields, own, types, self.labels, stale)
+        classes = None if self.labels is None else self.family.class_fields(self.labels)
+        return updated_fields(self.fields, own, types, classes, stale)

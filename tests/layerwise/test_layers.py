@@ -212,10 +212,11 @@ def test_dropout_has_the_gradient_of_its_mask():
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_an_activation_is_that_of_its_name_in_transformers(name):
-    x = np.linspace(-7, 7, 98, dtype=np.float32)
+    x = np.linspace(-6, 6, 97, dtype=np.float32)
     theirs = torch.tensor(x, requires_grad=True)
     expected = ACT2FN[name](theirs)
     expected.sum().backward()
-    np.testing.assert_allclose(ACTIVATIONS[name](x), expected.detach(), atol=1e-5)
+    np.testing.assert_allclose(ACTIVATIONS[name](x), expected.detach(), atol=1e-6)
+    # PyTorch's tanh rounds to 1 early, which is in its gradients.
     gradient = jax.grad(lambda x: ACTIVATIONS[name](x).sum())(x)
     np.testing.assert_allclose(gradient, theirs.grad, atol=1e-5)

@@ -20,7 +20,7 @@ from jaxft.errors import UserError
 from jaxft.models import load as registry
 from jaxft.models.families.timm.pyramids import CONVNEXTS, RESNETS
 from jaxft.models.families.timm.timm import compose
-from jaxft.models.families.timm.vit_architectures import arguments_of, known
+from jaxft.models.families.timm.vit_architectures import architectures
 from jaxft.models.families.timm.vit_config import Config
 from jaxft.models.family import leaves_of
 from tests.layerwise.test_vit_timm import our_scales, timms_scales
@@ -183,7 +183,7 @@ def test_images_are_processed_bit_for_bit_as_timm_processes_them(fields, size, t
     np.testing.assert_array_equal(load_image_processor(tmp_path)(Image.fromarray(values)), expected)
 
 
-@pytest.mark.parametrize("architecture", known())
+@pytest.mark.parametrize("architecture", architectures())
 def test_an_architecture_has_the_parameters_that_timm_builds(architecture):
     """Their names and shapes, on no memory; and what is in no parameter."""
     with torch.device("meta"):
@@ -209,7 +209,7 @@ def test_an_architecture_has_the_parameters_that_timm_builds(architecture):
     act = {"GELUTanh": "gelu_tanh", "QuickGELU": "quick_gelu", "SiLU": "silu", "GELU": "gelu"}
     assert act[type(block.mlp.act).__name__] == own["act_layer"]
     scale = None if isinstance(block.ls1, torch.nn.Identity) else block.ls1.init_values
-    assert scale == arguments_of(architecture)["init_values"]
+    assert scale == architectures()[architecture]["init_values"]
 
 
 @pytest.mark.parametrize(

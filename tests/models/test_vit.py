@@ -108,6 +108,20 @@ def test_positions_are_resized_when_the_model_is_loaded(model_type, tmp_path):
     )
 
 
+def test_classes_of_one_name_are_all_exported(tmp_path):
+    """As ImageNet's two cranes are."""
+    make("vit", tmp_path / "stored", image_size=12, patch_size=3)
+    file = tmp_path / "stored" / "config.json"
+    names = {"0": "crane", "1": "tench", "2": "crane"}
+    fields = json.loads(file.read_text()) | {
+        "id2label": names,
+        "label2id": {"crane": 2, "tench": 1},
+    }
+    file.write_text(json.dumps(fields))
+    out = registry.load(str(tmp_path / "stored")).save(tmp_path / "export")
+    assert json.loads((out / "config.json").read_text())["id2label"] == names
+
+
 @pytest.mark.parametrize("shared", [True, False])
 def test_beits_distances_are_resized_when_the_model_is_loaded(shared, tmp_path):
     """As transformers does in every forward pass, with each block's table or the shared one."""

@@ -185,6 +185,14 @@ def _resample(file: Path, value: Any) -> int:
 
 
 def channels(file: Path, name: str, value: Any) -> tuple[float, ...]:
+    """Return a setting of the three channels; one number is for all of them.
+
+    Args:
+        file, name, value: where it is, what it is called there, and what it holds.
+
+    Raises:
+        UserError: it is no number or three, or a deviation that is not above 0.
+    """
     values = value if isinstance(value, list | tuple) else [value] * 3
     if len(values) != 3 or not all(map(is_number, values)):
         raise UserError(

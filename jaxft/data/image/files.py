@@ -9,8 +9,15 @@ from typing import Any
 
 from jaxft.data.image.config import FILES, with_patches
 from jaxft.data.image.images import ImageProcessor, load_image_processor
+from jaxft.data.image.timm import timm_processing
 from jaxft.storage.files import write_atomic
 from jaxft.storage.json_files import read_json_object
+
+
+def has_processor(folder: Path) -> bool:
+    """Return whether a checkpoint's folder says how images are read."""
+    files = any((folder / name).is_file() for name in FILES)
+    return files or timm_processing(folder) is not None
 
 
 def processor_files(

@@ -137,7 +137,8 @@ PROCESSORS: dict[str, dict[str, Any]] = {
 # Processors that resize floats, without smoothing what becomes smaller.
 FLOATS = ("RfDetrImageProcessor",)
 # Processors that cut out the middle as torchvision does.
-TO_NEAREST = ("TimmWrapperImageProcessor",)
+TIMM = "TimmWrapperImageProcessor"
+TO_NEAREST = (TIMM,)
 # Fields that change no pixel.
 WITHOUT_EFFECT = {
     "image_processor_type",

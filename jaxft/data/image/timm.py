@@ -13,19 +13,36 @@ from typing import Any
 
 from jaxft.bounds import MOST_SIDE_PIXELS
 from jaxft.data.image.config import FILES, channels
-from jaxft.data.image.processors import BICUBIC, BILINEAR, IMAGENET_MEAN, IMAGENET_STD, LANCZOS
+from jaxft.data.image.processors import (
+    BICUBIC,
+    BILINEAR,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    LANCZOS,
+    TIMM,
+)
 from jaxft.errors import UserError
 from jaxft.storage.json_files import is_number, read_json_object
 
-CONFIG, PROCESSING, KIND = "config.json", "pretrained_cfg", "TimmWrapperImageProcessor"
+CONFIG, PROCESSING = "config.json", "pretrained_cfg"
 FILTERS = {"bilinear": BILINEAR, "bicubic": BICUBIC, "lanczos": LANCZOS}
 CROP_SHARE = 0.875  # where a file has none
 
 
-def timm_settings(folder: Path, size: int | None) -> dict[str, Any] | None:
-    """Return the arguments of an `ImageProcessor`, from a checkpoint of timm; None of another.
+def timm_processing(folder: Path) -> dict[str, Any] | None:
+    """Return what config.json of a checkpoint of timm says of its images; None of another.
 
     A file of `transformers`' own has precedence, as it has there.
+    """
+    file = folder / CONFIG
+    if not file.is_file() or any((folder / name).is_file() for name in FILES):
+        return None
+    fields = read_json_object(file).get(PROCESSING)
+    return fields if isinstance(fields, dict) else None
+
+
+def timm_settings(folder: Path, size: int | None) -> dict[str, Any] | None:
+    """Return the arguments of an `ImageProcessor`, from a checkpoint of timm; None of another.
 
     Args:
         folder: the checkpoint's.
@@ -34,11 +51,8 @@ def timm_settings(folder: Path, size: int | None) -> dict[str, Any] | None:
     Raises:
         UserError: a setting that is not known.
     """
-    file = folder / CONFIG
-    if not file.is_file() or any((folder / name).is_file() for name in FILES):
-        return None
-    fields = read_json_object(file).get(PROCESSING)
-    if not isinstance(fields, dict):
+    fields, file = timm_processing(folder), folder / CONFIG
+    if fields is None:
         return None
     side, share = size or _side(file, fields), _share(file, fields)
     mode, named = fields.get("crop_mode") or "center", fields.get("interpolation") or "bicubic"
@@ -49,7 +63,7 @@ def timm_settings(folder: Path, size: int | None) -> dict[str, Any] | None:
         raise UserError(f"{file}: interpolation '{named}' is not supported.", f"Known: {known}.")
     whole = math.floor(side / share)
     return {
-        "kind": KIND,
+        "kind": TIMM,
         "blend": False,
         "resize": whole if mode == "center" else (whole, whole),
         "resample": FILTERS[named],

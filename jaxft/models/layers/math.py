@@ -242,7 +242,8 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     **dict.fromkeys(APPROXIMATE, gelu_tanh),
     **dict.fromkeys(("silu", "swish"), jax.nn.silu),
     "hardswish": jax.nn.hard_swish,
-    "leaky_relu": jax.nn.leaky_relu,
+    # jax.nn.leaky_relu has the slope of the right side at 0.
+    "leaky_relu": lambda x: jnp.where(x > 0, x, 0.01 * x),
     "linear": lambda x: x,
     "mish": jax.nn.mish,
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),  # GELU of OpenAI's CLIP

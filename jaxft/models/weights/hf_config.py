@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Self
 
 import jax.numpy as jnp
 
+from jaxft.data.image.timm import PROCESSING
 from jaxft.errors import UserError
 from jaxft.models.layers.vision import Size, grid_of, size_of
 from jaxft.models.weights.config_fields import read_fields
@@ -146,7 +147,7 @@ def class_of(fields: Mapping[str, Any]) -> Any:
 def model_type_of(fields: Mapping[str, Any]) -> Any:
     """Return the model type of a config.json, also of `diffusers` or timm; None without one."""
     named = fields.get("model_type", class_of(fields))
-    return TIMM if named is None and {"architecture", "pretrained_cfg"} <= fields.keys() else named
+    return TIMM if named is None and PROCESSING in fields else named  # as transformers decides
 
 
 def stem_of(fields: Mapping[str, Any]) -> str:
@@ -158,7 +159,7 @@ def updated_fields(
     stored: Mapping[str, Any],
     own: Mapping[str, Any],
     types: Iterable[str],
-    labels: Sequence[str] | None,
+    classes: Mapping[str, Any] | None,
     stale: Sequence[str],
 ) -> dict[str, Any]:
     """Return a checkpoint's config.json as an export has it.
@@ -167,7 +168,7 @@ def updated_fields(
         stored: the checkpoint's.
         own: the fields that the model has of its own.
         types: of the tensors that were written.
-        labels: the classes in order of id, where the head has classes.
+        classes: the fields that name the classes, where the head has classes.
         stale: fields of the checkpoint that an export does not have.
     """
     fields = {name: value for name, value in stored.items() if name not in stale} | dict(own)
@@ -176,19 +177,8 @@ def updated_fields(
         return {name: value for name, value in fields.items() if name not in named}
     # transformers reads every tensor in this type, so it is the widest that was written.
     fields["dtype"] = str(jnp.result_type(*types))
-    if labels is not None:
-        for count in ("num_labels", "_num_labels"):  # of the checkpoint's classes
-            fields.pop(count, None)
-        fields |= class_fields(fields["model_type"], labels)
-    if fields["model_type"] == TIMM:  # they are under timm's names
-        for name in ("id2label", "label2id", "num_labels"):
+    if classes is not None:
+        for name in ("num_labels", "_num_labels", "id2label", "label2id"):  # of the checkpoint's
             fields.pop(name, None)
+        fields |= classes
     return fields
-
-
-def class_fields(model_type: str, labels: Sequence[str]) -> dict[str, Any]:
-    """Return the fields of config.json that name the classes, in order of id."""
-    if model_type == TIMM:
-        return {"num_classes": len(labels), "label_names": list(labels)}
-    ids = {name: number for number, name in enumerate(labels)}
-    return {"id2label": {str(number): name for name, number in ids.items()}, "label2id": ids}

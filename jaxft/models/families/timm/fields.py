@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+from jaxft.data.image.timm import PROCESSING
 from jaxft.errors import UserError, did_you_mean
 from jaxft.models.family import architectures
 from jaxft.models.weights.config_fields import check_fields
@@ -20,7 +21,7 @@ from jaxft.models.weights.tensor_names import TensorNames
 
 HEAD = "image_classification"
 MODEL_TYPES = {TIMM: architectures("TimmWrapper", HEAD)}
-ARCHITECTURE, ARGUMENTS, PROCESSING = "architecture", "model_args", "pretrained_cfg"
+ARCHITECTURE, ARGUMENTS = "architecture", "model_args"
 KNOWN = (ARCHITECTURE, ARGUMENTS, PROCESSING, "num_classes", "label_names")
 FIXED = {"is_encoder_decoder": False}
 # What follows from the architecture, and what transformers alone reads.
@@ -58,7 +59,7 @@ def read_arguments(
     """
     check_fields(fields, known=KNOWN, fixed=FIXED, ignore=(*ignore, *UNREAD))
     passed, known = (*ELSEWHERE, *ignore), list(settable)
-    changes = {n: v for n, v in object_of(fields, ARGUMENTS).items() if n not in passed}
+    changes = {n: v for n, v in _object_of(fields, ARGUMENTS).items() if n not in passed}
     for argument, value in fixed.items():
         if changes.pop(argument, value) != value:
             raise UserError(
@@ -76,10 +77,10 @@ def read_arguments(
 
 def beside(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Return the architecture's name, and how images are read."""
-    return {ARCHITECTURE: fields[ARCHITECTURE], PROCESSING: object_of(fields, PROCESSING)}
+    return {ARCHITECTURE: fields[ARCHITECTURE], PROCESSING: _object_of(fields, PROCESSING)}
 
 
-def object_of(fields: Mapping[str, Any], name: str) -> dict[str, Any]:
+def _object_of(fields: Mapping[str, Any], name: str) -> dict[str, Any]:
     """Return a field that is a JSON object; an empty one where there is none."""
     value = fields.get(name) or {}
     if not isinstance(value, dict):
@@ -96,6 +97,11 @@ def to_timm(fields: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, 
     """Return the fields of config.json, of an architecture with changes."""
     own = {name: fields[name] for name in (ARCHITECTURE, PROCESSING)}
     return {"model_type": TIMM, **own, ARGUMENTS: dict(changes)}
+
+
+def named_classes(labels: Sequence[str]) -> dict[str, Any]:
+    """Return the fields of config.json that name the classes, as timm has them."""
+    return {"num_classes": len(labels), "label_names": list(labels)}
 
 
 def with_classes(fields: Mapping[str, Any], tensors: Iterable[str]) -> dict[str, Any]:

@@ -9,16 +9,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Self
 
+from jaxft.data.image.timm import PROCESSING
 from jaxft.models.families.convnext import convnext
 from jaxft.models.families.resnet import resnet
 from jaxft.models.families.timm.fields import (
     ARCHITECTURE,
     HEAD,
     MODEL_TYPES,
-    PROCESSING,
     TimmNames,
     at_size,
     beside,
+    named_classes,
     read_arguments,
     to_timm,
     with_classes,
@@ -156,4 +157,5 @@ def _family(config: Any, tensors: TimmNames, towers: Any) -> Family:
         text=False,
         images=True,
         infer_fields=with_classes,
+        class_fields=named_classes,
     )

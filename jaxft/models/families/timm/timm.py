@@ -14,7 +14,7 @@ from jaxft.models.families.timm.pyramids import (
     convnext_family,
     resnet_family,
 )
-from jaxft.models.families.timm.vit_architectures import known
+from jaxft.models.families.timm.vit_architectures import architectures
 from jaxft.models.families.timm.vit_config import Config
 from jaxft.models.family import ComposedFamily, Family
 
@@ -31,9 +31,10 @@ def compose(fields: Mapping[str, Any], families: Mapping[str, Any], from_two: bo
         return resnet_family(fields)
     if name in CONVNEXTS:
         return convnext_family(fields)
-    if name in (plain := known()):
+    if name in architectures():
         return vit.family()
-    close = [f"Did you mean '{o}'? " for o in nearest(name, [*plain, *CONVNEXTS, *RESNETS])]
+    known = [*architectures(), *CONVNEXTS, *RESNETS]
+    close = [f"Did you mean '{one}'? " for one in nearest(name, known)]
     raise UserError(
         f"config.json: the timm architecture '{name[:80]}' is not supported.",
         f"{''.join(close)}docs/models.md says which are.",

@@ -17,10 +17,20 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxft.errors import UserError
-from jaxft.models.families.timm.fields import HEAD, MODEL_TYPES, TimmNames, with_classes
+from jaxft.models.families.timm.fields import (
+    HEAD,
+    MODEL_TYPES,
+    TimmNames,
+    named_classes,
+    with_classes,
+)
 from jaxft.models.families.timm.vit_config import Config
-from jaxft.models.families.vit.parts import Block, Join, resize_positions
+from jaxft.models.families.vit.parts import (
+    Block,
+    Join,
+    check_image_size,
+    resize_positions,
+)
 from jaxft.models.family import Family
 from jaxft.models.layers.attention import AttentionOptions, Mask, attention, make_mask
 from jaxft.models.layers.batch import Batch
@@ -120,12 +130,7 @@ class Stem(nnx.Module):
         self, batch: Batch, key: jax.Array | None, compute: Compute
     ) -> tuple[jax.Array, Mask | None]:
         pixels = batch["pixel_values"]
-        if (image := pixels.shape[2:]) != self.image_size:
-            height, width = self.image_size
-            raise UserError(
-                f"The images are {image[0]} x {image[1]}; the model takes {height} x {width}.",
-                f"Resize them, or set model.image_size={image[0]}.",
-            )
+        check_image_size(pixels.shape[2:], self.image_size)
         x = self.embeddings(pixels, key)
         kernel = compute.kernel(self.needs, x.shape[:2])
         segments = jnp.zeros(x.shape[:2], jnp.int32)
@@ -257,11 +262,12 @@ def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str
 
 
 def family() -> Family:
-    """Build the family of the vision transformers."""
+    """Build the family of the vision transformers, which timm.py chooses and declares."""
     return Family(
         *("timm", Config, MODEL_TYPES, TENSORS, towers),
         text=False,
         images=True,
         infer_fields=with_classes,
+        class_fields=named_classes,
         refits=refits,
     )

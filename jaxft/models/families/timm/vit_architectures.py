@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 # Size -> width, blocks, heads, and width of the MLP over the width.
@@ -272,26 +273,11 @@ OTHERS: dict[str, dict[str, Any]] = {
 UNNAMED = {"miil": 224, "dinov2": 518, "tipsv2": 448, "flexivit": 240}
 
 
-def arguments_of(architecture: str) -> dict[str, Any] | None:
-    """Return what an architecture of timm gives its `VisionTransformer`; None for another kind."""
-    if architecture.startswith("test_"):
-        own = OTHERS.get(architecture)
-    else:
-        own = _by_name().get(architecture)
-    return None if own is None else DEFAULTS | own
-
-
-def known() -> list[str]:
-    """List the architectures."""
-    return [*_by_name(), *(name for name in OTHERS if name.startswith("test_"))]
-
-
-def _by_name() -> dict[str, dict[str, Any]]:
-    return {
-        name: _size_of(name) | dict(traits) | OTHERS.get(name, {})
-        for traits, names in GROUPS
-        for name in names.split()
-    }
+@cache
+def architectures() -> dict[str, dict[str, Any]]:
+    """Map each architecture to what timm gives its `VisionTransformer`."""
+    named = {name: _size_of(name) | dict(own) for own, names in GROUPS for name in names.split()}
+    return {name: DEFAULTS | named.get(name, {}) | OTHERS.get(name, {}) for name in named | OTHERS}
 
 
 def _size_of(name: str) -> dict[str, Any]:

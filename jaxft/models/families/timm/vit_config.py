@@ -7,18 +7,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Self
 
+from jaxft.data.image.timm import PROCESSING
 from jaxft.errors import UserError
 from jaxft.models.families.timm.fields import (
     ARCHITECTURE,
     FIXED,
-    PROCESSING,
     UNREAD,
     at_size,
     beside,
     read_arguments,
     to_timm,
 )
-from jaxft.models.families.timm.vit_architectures import DEFAULTS, arguments_of
+from jaxft.models.families.timm.vit_architectures import DEFAULTS, architectures
 from jaxft.models.layers.vision import Size, size_of
 from jaxft.models.weights.config_fields import check_divides, check_sizes
 from jaxft.models.weights.field_kinds import check_kind
@@ -43,9 +43,7 @@ class Config(ImageConfig):
     def from_hf(cls, fields: Mapping[str, Any], ignore: Sequence[str] = ()) -> Self:
         settable = [argument for argument in DEFAULTS if argument not in OURS]
         changes = read_arguments(fields, settable, ignore)
-        arguments = arguments_of(str(fields.get(ARCHITECTURE)))
-        assert arguments is not None  # or another family would be asked
-        config = cls(TIMM, arguments | changes | beside(fields))
+        config = cls(TIMM, architectures()[fields[ARCHITECTURE]] | changes | beside(fields))
         config._check()
         return config
 
@@ -68,8 +66,7 @@ class Config(ImageConfig):
             raise UserError("config.json: img_size is smaller than patch_size.")
 
     def to_hf(self) -> dict[str, Any]:
-        named = arguments_of(self.fields[ARCHITECTURE])
-        assert named is not None  # since `from_hf`
+        named = architectures()[self.fields[ARCHITECTURE]]
         changes = {name: self.fields[name] for name in named if self.fields[name] != named[name]}
         return to_timm(self.fields, changes)
 

@@ -19,7 +19,12 @@ import numpy as np
 from flax import nnx
 
 from jaxft.errors import UserError
-from jaxft.models.families.vit.parts import Block, Join, resize_positions
+from jaxft.models.families.vit.parts import (
+    Block,
+    Join,
+    check_image_size,
+    resize_positions,
+)
 from jaxft.models.families.vit.vit import HEAD, IN_MEMORY
 from jaxft.models.family import Family, architectures
 from jaxft.models.layers.attention import AttentionOptions, attention
@@ -250,12 +255,7 @@ class Stem(nnx.Module):
         self, batch: Batch, key: jax.Array | None, compute: Compute
     ) -> tuple[jax.Array, jax.Array | None]:
         pixels = batch["pixel_values"]
-        if (image := pixels.shape[2:]) != self.image_size:
-            height, width = self.image_size
-            raise UserError(
-                f"The images are {image[0]} x {image[1]}; the model takes {height} x {width}.",
-                f"Resize them, or set model.image_size={image[0]}.",
-            )
+        check_image_size(pixels.shape[2:], self.image_size)
         x = self.embeddings(pixels, key)
         compute.kernel(self.needs, x.shape[:2])  # none serves: one that is asked for is refused
         return x, None if self.distances is None else self.distances()

@@ -12,10 +12,21 @@ import jax
 import numpy as np
 from flax import nnx
 
+from jaxft.errors import UserError
 from jaxft.models.layers.cache import BlockCache
 from jaxft.models.layers.math import dropout
 from jaxft.models.layers.modules import Keys, Leaf, block_keys, parameter
 from jaxft.models.layers.vision import Size, drop_path, resize_grid
+
+
+def check_image_size(image: tuple[int, ...], wanted: Size) -> None:
+    """Raise a UserError unless images have the height and width that learned positions are for."""
+    if image != wanted:
+        height, width = wanted
+        raise UserError(
+            f"The images are {image[0]} x {image[1]}; the model takes {height} x {width}.",
+            f"Resize them, or set model.image_size={image[0]}.",
+        )
 
 
 class Join(nnx.Module):

@@ -25,7 +25,7 @@ from flax import nnx
 
 from jaxft.errors import UserError
 from jaxft.models.families.vit.config import Config
-from jaxft.models.families.vit.parts import resize_positions
+from jaxft.models.families.vit.parts import check_image_size, resize_positions
 from jaxft.models.families.vit.rollout import attention_weights
 from jaxft.models.families.vit.yolos_from_vit import detector
 from jaxft.models.family import Family, architectures
@@ -222,15 +222,11 @@ class Stem(nnx.Module):
         self, batch: Batch, key: jax.Array | None, compute: Compute
     ) -> tuple[jax.Array, Mask | None]:
         pixels = batch["pixel_values"]
-        image, wanted = pixels.shape[2:], self.image_size
-        size = f"The images are {image[0]} x {image[1]}"
-        if wanted not in (None, image):
-            raise UserError(
-                f"{size}; the model takes {wanted[0]} x {wanted[1]}.",
-                f"Resize them, or set model.image_size={image[0]}.",
-            )
+        image = pixels.shape[2:]
+        if self.image_size is not None:
+            check_image_size(image, self.image_size)
         if min(grid_of(image, self.embeddings.patch.patch)) < 1:
-            raise UserError(f"{size}, smaller than a patch.")
+            raise UserError(f"The images are {image[0]} x {image[1]}, smaller than a patch.")
         x = self.embeddings(pixels, key)
         kernel = compute.kernel(self.needs, x.shape[:2])
         segments = jnp.zeros(x.shape[:2], jnp.int32)
