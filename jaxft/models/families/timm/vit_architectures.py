@@ -151,7 +151,7 @@ GROUPS: tuple[tuple[Mapping[str, Any], str], ...] = (
         """,
     ),
     (
-        MEAN | {"fc_norm": False, "act_layer": "gelu_tanh"},
+        MEAN | {"fc_norm": False, "act_layer": "gelu_pytorch_tanh"},
         """
         vit_base_patch32_siglip_gap_256 vit_giantopt_patch16_siglip_gap_256
         vit_giantopt_patch16_siglip_gap_384 vit_large_patch16_siglip_gap_512
@@ -244,7 +244,7 @@ GROUPS: tuple[tuple[Mapping[str, Any], str], ...] = (
         """,
     ),
     (
-        MAP | {"act_layer": "gelu_tanh"},
+        MAP | {"act_layer": "gelu_pytorch_tanh"},
         """
         vit_base_patch32_siglip_256 vit_giantopt_patch16_siglip_256
         vit_giantopt_patch16_siglip_384 vit_large_patch16_siglip_512
