@@ -58,7 +58,8 @@ def export(
     write_output(folder / "README.md", card, mark, "--out")
     if trained.task.searches == "texts":
         write_sentence_files(trained, folder)
-    for name, content in trained.task.export_files(trained.model).items():
+    files = trained.task.export_files(trained.model, trained.label_names)
+    for name, content in files.items():
         write_atomic(folder / name, json.dumps(content, indent=2) + "\n")
     return folder
 

@@ -486,7 +486,7 @@ def test_the_processor_of_an_export_crops_nothing(make_task, file, tmp_path):
         source=SimpleNamespace(folder=tmp_path), asked_size=None, model_type=model_type
     )
     task = make_task((Section if make_task is make else SegmentationSection)(kind=kind))
-    written = task.export_files(model)
+    written = task.export_files(model, ())
     assert list(written) == [file]
     used = load_image_processor(tmp_path).whole
     (tmp_path / file).write_text(json.dumps(written[file]))
@@ -497,7 +497,7 @@ def test_the_processor_of_an_export_crops_nothing(make_task, file, tmp_path):
     values = theirs(images=image, return_tensors="np")["pixel_values"][0]
     np.testing.assert_array_equal(used(image), values)
     assert hasattr(theirs, "post_process_object_detection") == (make_task is make)
-    assert not task.export_files(model), "the files say it already"
+    assert not task.export_files(model, ()), "the files say it already"
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "P", "L"])

@@ -125,6 +125,7 @@ def test_a_run_by_class_scores_samples_and_exports_a_pipeline(by_class, latents,
     assert changed
     lower = ("transformer_blocks.0", "transformer_blocks.1", "pos_embed")
     assert not [name for name in changed if name.startswith(lower)]
+    assert pipeline.get_label_ids(["blue", "red"]) == [0, 2], "its labels are the run's classes"
     pipeline.set_progress_bar_config(disable=True)
     # Its guidance takes class 1000 for none.
     images = pipeline([1], guidance_scale=1.0, num_inference_steps=2, output_type="np").images

@@ -248,7 +248,8 @@ class CausalLm(Task):
     def text_column(self) -> str | None:
         return self.section.text
 
-    def export_files(self, model: Model) -> Mapping[str, Facts]:
+    def export_files(self, model: Model, labels: Sequence[str]) -> Mapping[str, Facts]:
+        del labels
         return ending_files(model)
 
 

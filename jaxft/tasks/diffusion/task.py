@@ -11,7 +11,7 @@ https://arxiv.org/abs/2207.12598.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -25,7 +25,9 @@ from jaxft.data.sources.source import Source
 from jaxft.errors import UserError
 from jaxft.metrics.frechet import frechet
 from jaxft.models.diffusion.schedule import Schedule
+from jaxft.models.family import class_ids
 from jaxft.models.model import Model
+from jaxft.models.pipeline import PIPELINE_FILE
 from jaxft.models.tower.tower import Compute
 from jaxft.tasks.diffusion.examples import NoisyImages, PixelImages
 from jaxft.tasks.diffusion.frozen import latents_of
@@ -41,6 +43,7 @@ from jaxft.tasks.diffusion.prompts import states_of
 from jaxft.tasks.diffusion.sampling import Sampling, check_pipeline, classes_of
 from jaxft.tasks.diffusion.section import DiffusionSection as Section
 from jaxft.tasks.diffusion.text_towers import TextTower, overlong, text_towers_of
+from jaxft.tasks.parts.arrays import Facts
 from jaxft.tasks.parts.card import Card
 from jaxft.tasks.parts.contract import Batch, BoundTask, Outcomes, Outputs, Params, Sum, Task
 from jaxft.tasks.parts.image_features import features_by
@@ -243,6 +246,17 @@ class Diffusion(Task):
     def label_names(self, source: Source) -> tuple[str, ...]:
         own = self.section
         return () if own.label is None else label_names(source, own.label, own.labels)
+
+    def export_files(self, model: Model, labels: Sequence[str]) -> Mapping[str, Facts]:
+        """Return the pipeline's index with the names of the classes, as `DiTPipeline` reads them.
+
+        Classes of the checkpoint that the run does not have are left out: their names may be among
+        the run's, and `DiTPipeline` finds a class by its name.
+        """
+        if not labels:
+            return {}
+        index = pipeline_of(model).index
+        return {PIPELINE_FILE: {**index, "id2label": class_ids(labels)["id2label"]}}
 
 
 make = Diffusion

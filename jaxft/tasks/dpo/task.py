@@ -6,7 +6,7 @@ before training, and kept in the cache of examples.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -209,7 +209,8 @@ class Dpo(Task):
     def text_columns(self) -> tuple[str, ...]:
         return self.columns
 
-    def export_files(self, model: Model) -> Mapping[str, Facts]:
+    def export_files(self, model: Model, labels: Sequence[str]) -> Mapping[str, Facts]:
+        del labels
         return ending_files(model)
 
 

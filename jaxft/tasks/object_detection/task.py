@@ -232,8 +232,9 @@ class ObjectDetection(Task):
             )
         return tuple(sorted(names))
 
-    def export_files(self, model: Model) -> Mapping[str, Facts]:
+    def export_files(self, model: Model, labels: Sequence[str]) -> Mapping[str, Facts]:
         """Return the files of a processor that reads whole images, a detector's."""
+        del labels
         kind = YOLOS if model.model_type == "yolos" else None
         return whole_image_files(model.source.folder, model.asked_size, kind)
 

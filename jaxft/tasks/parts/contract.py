@@ -166,9 +166,14 @@ class Task(ABC):
         """Return a trained model whose outputs have the units of the data, for an export."""
         return model
 
-    def export_files(self, model: Model) -> Mapping[str, Facts]:
-        """Return the JSON files of an export beside, or in place of, the model's own, by name."""
-        del model
+    def export_files(self, model: Model, labels: Sequence[str]) -> Mapping[str, Facts]:
+        """Return the JSON files of an export beside, or in place of, the model's own, by name.
+
+        Args:
+            model: what is exported.
+            labels: the classes, in order of class id; none where the task has none.
+        """
+        del model, labels
         return {}
 
     @property

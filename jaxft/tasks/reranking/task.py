@@ -5,7 +5,7 @@ R rows of a batch, S examples a row, K pairs an example, N = S K pairs a row.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -270,8 +270,8 @@ class Reranking(Task):
         """Return the model whose config.json states the activation."""
         return replace(model, fields=activation.with_activation(model.fields, self.activation))
 
-    def export_files(self, model: Model) -> Mapping[str, Facts]:
-        del model
+    def export_files(self, model: Model, labels: Sequence[str]) -> Mapping[str, Facts]:
+        del model, labels
         return {activation.FILE: activation.activation_file(self.activation)}
 
 

@@ -212,8 +212,9 @@ class SemanticSegmentation(Task):
             )
         return tuple(named)
 
-    def export_files(self, model: Model) -> Mapping[str, Facts]:
+    def export_files(self, model: Model, labels: Sequence[str]) -> Mapping[str, Facts]:
         """Return the files of a processor that reads whole images."""
+        del labels
         return whole_image_files(model.source.folder, model.asked_size)
 
 

@@ -220,7 +220,8 @@ class VisionLanguage(Task):
     def text_column(self) -> str | None:
         return self.section.caption
 
-    def export_files(self, model: Model) -> Mapping[str, Facts]:
+    def export_files(self, model: Model, labels: Sequence[str]) -> Mapping[str, Facts]:
+        del labels
         return grid_fields(model.source.folder, self.section.grid) | ending_files(model)
 
 
