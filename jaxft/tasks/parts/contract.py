@@ -167,12 +167,7 @@ class Task(ABC):
         return model
 
     def export_files(self, model: Model, labels: Sequence[str]) -> Mapping[str, Facts]:
-        """Return the JSON files of an export beside, or in place of, the model's own, by name.
-
-        Args:
-            model: what is exported.
-            labels: the classes, in order of class id; none where the task has none.
-        """
+        """Return the JSON files of an export beside, or in place of, the model's own, by name."""
         del model, labels
         return {}
 
