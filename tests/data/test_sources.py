@@ -232,6 +232,26 @@ def test_a_bad_source_string_is_one_sentence(numbers, spec, where, said):
     assert said in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ("csv:assets/reviews/train.csv", "no file 'assets/reviews/train.csv'. .*assets reviews$"),
+        ("images:assets/digits/train", "no folder 'assets/digits/train'. .*jaxft assets digits$"),
+        ("masks:assets/cells/train", "no folder 'assets/cells/train'. .*jaxft assets cells$"),
+        ("images:there/twu", r"no folder 'there/twu'. Did you mean 'two'\?$"),
+        ("csv:assets/there/on.csv", r"no file 'assets/there/on.csv'. Did you mean 'one.csv'\?$"),
+    ],
+)
+def test_data_that_are_not_there_are_fetched_by_a_command(spec, said, tmp_path, monkeypatch):
+    """Where the data are an example config's, and where the asset is not there as a whole."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there/two").mkdir(parents=True)
+    (tmp_path / "assets/there").mkdir(parents=True)
+    (tmp_path / "assets/there/one.csv").touch()
+    with pytest.raises(UserError, match=said):
+        open_source(spec)
+
+
 def as_png(pixels):
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")

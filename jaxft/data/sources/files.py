@@ -21,10 +21,11 @@ import numpy as np
 
 from jaxft.bounds import MOST_COLUMNS, MOST_ROW_BYTES, MOST_ROWS
 from jaxft.data.sources.reader import Row
-from jaxft.errors import UserError, nearest
+from jaxft.errors import UserError
 from jaxft.numbers import size
 from jaxft.storage.files import sha256
 from jaxft.storage.json_files import TOO_DEEP, json_fault
+from jaxft.storage.missing import mend_of_missing
 
 BOM = b"\xef\xbb\xbf"
 CONLL_COLUMNS = ("tokens", "tags")
@@ -286,13 +287,9 @@ def _long_fields() -> Iterator[None]:
 
 
 def check_is_file(path: Path) -> None:
-    """Raise a UserError, with the nearest file name, if there is no such file."""
+    """Raise a UserError, with what to do, if there is no such file."""
     if not path.is_file():
-        siblings = [file.name for file in path.parent.glob("*")] if path.parent.is_dir() else []
-        close = nearest(path.name, siblings)
-        raise UserError(
-            f"There is no file '{path}'.", f"Did you mean '{close[0]}'?" if close else ""
-        )
+        raise UserError(f"There is no file '{path}'.", mend_of_missing(path))
 
 
 def _open(path: Path) -> BinaryIO:

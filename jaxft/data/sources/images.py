@@ -11,6 +11,7 @@ from pathlib import Path
 from jaxft.data.sources.reader import Row
 from jaxft.errors import UserError
 from jaxft.storage.files import sha256
+from jaxft.storage.missing import mend_of_missing
 
 COLUMNS = ("image", "label")
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
@@ -56,7 +57,7 @@ def open_image_folder(folder: Path) -> ImageFolderReader:
         UserError: no such folder, no sub-folders, or a sub-folder without images.
     """
     if not folder.is_dir():
-        raise UserError(f"There is no folder '{folder}'.")
+        raise UserError(f"There is no folder '{folder}'.", mend_of_missing(folder))
     classes = sorted(one for one in folder.iterdir() if one.is_dir() and one.name[0] != ".")
     if not classes:
         raise UserError(

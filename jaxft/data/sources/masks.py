@@ -13,6 +13,7 @@ from pathlib import Path
 from jaxft.data.sources.images import identity_of, images_below
 from jaxft.data.sources.reader import Row
 from jaxft.errors import UserError
+from jaxft.storage.missing import mend_of_missing
 
 IMAGES, MASKS, NAMES = "images", "masks", "labels.txt"
 COLUMNS = ("image", "mask")
@@ -55,6 +56,8 @@ def open_mask_folder(folder: Path) -> MaskFolderReader:
     Raises:
         UserError: one of the folders is not there or empty, or an image has no mask, or several.
     """
+    if not folder.is_dir():
+        raise UserError(f"There is no folder '{folder}'.", mend_of_missing(folder))
     for name in (IMAGES, MASKS):
         if not (folder / name).is_dir():
             raise UserError(
