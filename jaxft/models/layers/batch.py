@@ -49,6 +49,23 @@ def positions_of(batch: Batch) -> jax.Array:
     return batch.get("position_ids", places.reshape(1, -1))
 
 
+def after_padding(ids: jax.Array, positions: jax.Array, padding: int) -> jax.Array:
+    """Compute RoBERTa's positions, [B, T] int32, which count from the padding token's id.
+
+    A padding word has that id for its position and is not counted, wherever it stands.
+
+    Args:
+        ids: [B, T].
+        positions: [B or 1, T], each token's place in its own example.
+        padding: the padding word's id.
+    """
+    true = (ids != padding).astype(jnp.int32)
+    before = jnp.cumsum(true, axis=1) - true  # words of the row before each place
+    first = jnp.arange(ids.shape[1], dtype=jnp.int32) - positions  # where its example begins
+    counted = before - jnp.take_along_axis(before, jnp.broadcast_to(first, ids.shape), axis=1)
+    return (counted + 1) * true + padding
+
+
 def devices_of(batch: Batch) -> int:
     """Return over how many devices the positions of a row are dealt."""
     return len(batch[PLACES]) if PLACES in batch else 1

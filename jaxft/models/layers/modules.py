@@ -44,6 +44,17 @@ def parameter(leaf: Leaf) -> nnx.Param:
     return nnx.Param(jax.ShapeDtypeStruct(leaf.shape, jnp.float32), leaf=leaf)
 
 
+def tokens(count: int, width: int, std: float) -> nnx.Param:
+    """Build learned vectors beside those of an image's patches, or added to them: [1, N, D].
+
+    Args:
+        count: N.
+        width: D.
+        std: the standard deviation of fresh ones; none of them decays.
+    """
+    return parameter(Leaf((1, count, width), ("one", "tokens", "embed"), std=std, decay=False))
+
+
 class Linear(nnx.Module):
     """Linear map x W + b, or x W, with the kernel [I, O].
 

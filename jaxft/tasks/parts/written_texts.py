@@ -149,19 +149,39 @@ def target_batch(
     return {"decoder_input_ids": inputs, "decoder_attention_mask": mask, "targets": wanted}
 
 
-class BoundWriting(BoundTask[TaskT, ExamplesT]):
-    """A task whose examples are scored by the texts that the model generates for them."""
-
-    @cached_property
-    def writing(self) -> Writing:
-        """The decoder's tokenizer and special tokens: its files are read once, not for each row."""
-        return writing_of(self.tools)
+class BoundGenerating(BoundTask[TaskT, ExamplesT]):
+    """A task of next tokens whose examples are scored by the texts that the model generates."""
 
     def loss(self, outputs: Outputs, batch: Batch) -> Sum:
         return summed_losses(outputs, batch)
 
     def metrics(self, outputs: Outputs, batch: Batch) -> Sums:
         return token_accuracy(outputs, batch)
+
+    def outcomes(self, outputs: Outputs, batch: Batch) -> dict[str, jax.Array]:
+        """Return each row's summed `loss`, `scored` tokens `[R, 1]`, and `written` `[R, 1, M]`."""
+        return {
+            "loss": outputs["losses"].sum(-1, keepdims=True),
+            "scored": is_scored(batch).astype(jnp.float32).sum(-1, keepdims=True),
+            "written": outputs["written"][:, None],
+        }
+
+    def text_of(self, ids: np.ndarray) -> str:
+        """Decode a row of token ids."""
+        return self.tools.tokenizer.decode(ids.tolist())  # the end token, also padding, is no text
+
+    def texts(self, outcomes: Outcomes) -> list[str]:
+        """Decode the generated texts of an evaluation."""
+        return [self.text_of(row) for row in outcomes["written"]]
+
+
+class BoundWriting(BoundGenerating[TaskT, ExamplesT]):
+    """A task whose texts a decoder generates from sources."""
+
+    @cached_property
+    def writing(self) -> Writing:
+        """The decoder's tokenizer and special tokens: its files are read once, not for each row."""
+        return writing_of(self.tools)
 
     def generated(self, params: Params, batch: Batch, compute: Compute) -> Outputs:
         """Generate greedily from each source of a batch: `written` `[R, M]` token ids."""
@@ -190,19 +210,6 @@ class BoundWriting(BoundTask[TaskT, ExamplesT]):
             ),
         )
         return {"written": tokens}
-
-    def outcomes(self, outputs: Outputs, batch: Batch) -> dict[str, jax.Array]:
-        """Return each row's summed `loss`, `scored` tokens `[R, 1]`, and `written` `[R, 1, M]`."""
-        return {
-            "loss": outputs["losses"].sum(-1, keepdims=True),
-            "scored": is_scored(batch).astype(jnp.float32).sum(-1, keepdims=True),
-            "written": outputs["written"][:, None],
-        }
-
-    def texts(self, outcomes: Outcomes) -> list[str]:
-        """Decode the generated texts of an evaluation."""
-        decode = self.tools.tokenizer.decode  # the end token, which is also the padding, is no text
-        return [decode(row.tolist()) for row in outcomes["written"]]
 
     def texts_and_losses(self, outcomes: Outcomes) -> list[dict[str, Any]]:
         """Return each example's generated text `written`, and the mean `loss` of its tokens."""

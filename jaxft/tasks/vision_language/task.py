@@ -9,8 +9,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxft.data.image.grid import Cut, Grid, check_grid, grid_fields
@@ -24,14 +22,14 @@ from jaxft.models.generate.prompts import Images
 from jaxft.models.model import Model
 from jaxft.models.tower.run import TRUNK
 from jaxft.models.tower.tower import Compute, Tower
-from jaxft.tasks.parts.arrays import Batch, Facts, Outcomes, Outputs, Params, Sum, Sums
+from jaxft.tasks.parts.arrays import Batch, Facts, Outcomes, Outputs, Params
 from jaxft.tasks.parts.card import GENERATE, Card
-from jaxft.tasks.parts.contract import BoundTask, Task
+from jaxft.tasks.parts.contract import Task
 from jaxft.tasks.parts.images import check_images, open_image, picture, size_of
 from jaxft.tasks.parts.labels import read_rows
 from jaxft.tasks.parts.metric import loss_and
-from jaxft.tasks.parts.token_examples import is_scored, summed_losses, token_accuracy
 from jaxft.tasks.parts.tools import ending_files
+from jaxft.tasks.parts.written_texts import BoundGenerating
 from jaxft.tasks.vision_language.conversations import (
     ImageWords,
     asked,
@@ -47,7 +45,7 @@ ROOM = 1.25  # the most tokens generated, as a multiple of the longest answer's
 PICTURES = 24  # first images stored with their predictions, as many as a report shows
 
 
-class BoundVisionLanguage(BoundTask["VisionLanguage", ImageLessons]):
+class BoundVisionLanguage(BoundGenerating["VisionLanguage", ImageLessons]):
     """`VisionLanguage` on a model."""
 
     @property
@@ -112,12 +110,6 @@ class BoundVisionLanguage(BoundTask["VisionLanguage", ImageLessons]):
             return [Cut(0, 0)] * len(source)
         return [grid.cut(size_of(source, n, row[column])) for n, row in source.each([column])]
 
-    def loss(self, outputs: Outputs, batch: Batch) -> Sum:
-        return summed_losses(outputs, batch)
-
-    def metrics(self, outputs: Outputs, batch: Batch) -> Sums:
-        return token_accuracy(outputs, batch)
-
     def generated(self, params: Params, batch: Batch, compute: Compute) -> Outputs:
         """Generate each last answer greedily: `written` `[R, M]` token ids."""
         model = self.tools.model
@@ -132,25 +124,13 @@ class BoundVisionLanguage(BoundTask["VisionLanguage", ImageLessons]):
         limits = Limits(most, tuple(sorted(self.tools.end_ids)))
         return {"written": continue_greedily(text, params, prompts, images, compute, limits)}
 
-    def outcomes(self, outputs: Outputs, batch: Batch) -> dict[str, jax.Array]:
-        """Return each row's summed `loss`, `scored` tokens `[R, 1]`, and `written` `[R, 1, M]`."""
-        return {
-            "loss": outputs["losses"].sum(-1, keepdims=True),
-            "scored": is_scored(batch).astype(jnp.float32).sum(-1, keepdims=True),
-            "written": outputs["written"][:, None],
-        }
-
-    def texts(self, outcomes: Outcomes) -> list[str]:
-        """Decode the generated answers of an evaluation."""
-        return [self._text(row) for row in outcomes["written"]]
-
-    def _text(self, ids: np.ndarray) -> str:
-        return self.tools.tokenizer.decode(ids.tolist()).strip()
+    def text_of(self, ids: np.ndarray) -> str:
+        return super().text_of(ids).strip()
 
     def _wanted(self, examples: ImageLessons) -> list[str]:
         """Return the last answer of each example."""
         tokens = examples.tokens
-        return [self._text(sequence(tokens[n], "answer")) for n in range(len(tokens))]
+        return [self.text_of(sequence(tokens[n], "answer")) for n in range(len(tokens))]
 
     def summarise(self, outcomes: Outcomes, examples: ImageLessons) -> dict[str, float]:
         return caption_scores(self.texts(outcomes), self._wanted(examples))

@@ -15,7 +15,14 @@ from jax import lax
 
 from jaxft.models.families.bart.config import OFFSET, UNBIASED, Config
 from jaxft.models.layers.attention import Mask, make_mask
-from jaxft.models.layers.batch import Batch, check_length, positions_of, segments_of, slot_of
+from jaxft.models.layers.batch import (
+    Batch,
+    after_padding,
+    check_length,
+    positions_of,
+    segments_of,
+    slot_of,
+)
 from jaxft.models.layers.cache import BlockCache, KeyValues
 from jaxft.models.layers.cross import AttentionMaps, Reading, Source, SourceReader
 from jaxft.models.layers.decoder import text_mask
@@ -69,13 +76,9 @@ def counted_positions(batch: Batch, padding: int) -> jax.Array:
         padding: the padding word's id.
     """
     ids, positions = batch["input_ids"], positions_of(batch)
-    true = (ids != padding).astype(jnp.int32)
     if slot_of(batch) is not None:
-        return (positions + 1) * true + padding
-    before = jnp.cumsum(true, axis=1) - true  # words of the row before each position
-    first = jnp.arange(ids.shape[1], dtype=jnp.int32) - positions  # where its example begins
-    counted = before - jnp.take_along_axis(before, jnp.broadcast_to(first, ids.shape), axis=1)
-    return (counted + 1) * true + padding
+        return (positions + 1) * (ids != padding).astype(jnp.int32) + padding
+    return after_padding(ids, positions, padding)
 
 
 class Stem(nnx.Module):

@@ -148,6 +148,21 @@ class Config(HfConfig):
         read = _distilbert if model_type == "distilbert" else _bert
         return cls(model_type, own, **shared, **read(own))
 
+    @classmethod
+    def of_kin(cls, model_type: str, own: Mapping[str, Any], **other: Any) -> Self:
+        """Return the numbers of BERT's modules in a family whose fields have BERT's names.
+
+        Args:
+            model_type, own: the family's model type and fields.
+            other: what the fields do not say, or say otherwise than BERT's.
+        """
+        sizes = zip(
+            ("vocab_size", "width", "blocks", "heads", "inner"), tuple(BERT)[:5], strict=True
+        )
+        same = {name: own[field] for name, field in sizes}
+        same |= {"activation": own["hidden_act"], "std": own["initializer_range"]}
+        return cls(model_type, own, **(same | _bert(own) | other))
+
     def with_dropout(self, rate: float) -> Self:
         return self.from_hf({**self.to_hf(), **dict.fromkeys(self.RATES[self.model_type], rate)})
 
@@ -163,14 +178,14 @@ class Config(HfConfig):
 
 
 def _bert(own: Mapping[str, Any]) -> dict[str, Any]:
-    """Map the fields of BERT, RoBERTa, ELECTRA and ALBERT to a `Config`'s."""
+    """Map the fields of BERT and of its kin that have its names to a `Config`'s."""
     before_head = own.get("classifier_dropout", own.get("classifier_dropout_prob"))
     before_head = own["hidden_dropout_prob"] if before_head is None else before_head
     padding = own.get("pad_token_id")
     return {
         "max_positions": own["max_position_embeddings"] - (0 if padding is None else padding + 1),
         "word_width": own.get("embedding_size", own["hidden_size"]),
-        "types": own["type_vocab_size"],
+        "types": own.get("type_vocab_size", 0),
         "padding": padding,
         "eps": own["layer_norm_eps"],
         "rate": own["hidden_dropout_prob"],

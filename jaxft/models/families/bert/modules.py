@@ -12,6 +12,7 @@ from jaxft.models.families.bert.config import Config
 from jaxft.models.layers.attention import Mask, make_mask
 from jaxft.models.layers.batch import (
     Batch,
+    after_padding,
     check_length,
     positions_of,
     read_first,
@@ -60,23 +61,6 @@ class Embeddings(nnx.Module):
         places = places if self.padding is None else after_padding(ids, places, self.padding)
         x = dropout(self.norm(x + self.position(places)), self.rate, key)
         return x if self.projection is None else self.projection(x)
-
-
-def after_padding(ids: jax.Array, positions: jax.Array, padding: int) -> jax.Array:
-    """Compute RoBERTa's positions, [B, T] int32, which count from the padding token's id.
-
-    A padding word has that id for its position and is not counted, wherever it stands.
-
-    Args:
-        ids: [B, T].
-        positions: [B or 1, T], each token's place in its own example.
-        padding: the padding word's id.
-    """
-    true = (ids != padding).astype(jnp.int32)
-    before = jnp.cumsum(true, axis=1) - true  # words of the row before each place
-    first = jnp.arange(ids.shape[1], dtype=jnp.int32) - positions  # where its example begins
-    counted = before - jnp.take_along_axis(before, jnp.broadcast_to(first, ids.shape), axis=1)
-    return (counted + 1) * true + padding
 
 
 class Stem(nnx.Module):

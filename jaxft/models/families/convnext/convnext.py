@@ -11,8 +11,8 @@ and `modeling_convnextv2.py`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple, Self
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,7 @@ from jaxft.models.layers.vision import (
     drop_path,
     rising_rates,
 )
+from jaxft.models.tower.stages import Unit, units_of
 from jaxft.models.tower.tower import Compute, Part, Tower
 from jaxft.models.weights.config_fields import check_activation, check_lists, check_numbers
 from jaxft.models.weights.hf_config import ImageConfig
@@ -94,25 +95,6 @@ class Config(ImageConfig):
     def scale(self) -> float:
         """Return the initial scale of each branch; 0 where there is none."""
         return self.fields.get("layer_scale_init_value", 0.0)
-
-
-class Unit(NamedTuple):
-    """Block of the tower: the number of its stage, and its own in the stage."""
-
-    stage: int
-    number: int
-
-    @property
-    def shrinks(self) -> bool:
-        """Return whether it makes the image smaller before it."""
-        return self.stage > 0 and self.number == 0
-
-
-def units_of(depths: Sequence[int]) -> Iterator[Unit]:
-    """Yield the blocks in the order in which they run."""
-    for stage, depth in enumerate(depths):
-        for index in range(depth):
-            yield Unit(stage, index)
 
 
 class Stem(nnx.Module):

@@ -118,23 +118,12 @@ class Config(TextConfig):
         """Return the numbers of the modules that are as BERT's: the MLP and the heads."""
         own = self.fields
         rate, before_classes = own["hidden_dropout_prob"], own["cls_dropout"]
-        return BertConfig(
+        return BertConfig.of_kin(
             self.model_type,
             own,
-            vocab_size=own["vocab_size"],
             max_positions=own["max_position_embeddings"],
-            width=own["hidden_size"],
-            blocks=own["num_hidden_layers"],
-            heads=own["num_attention_heads"],
-            inner=own["intermediate_size"],
             word_width=self.word_width,
-            types=own["type_vocab_size"],
             padding=None,
-            activation=own["hidden_act"],
-            eps=own["layer_norm_eps"],
-            std=own["initializer_range"],
-            rate=rate,
-            weights_rate=own["attention_probs_dropout_prob"],
             classifier_rate=rate if before_classes is None else before_classes,
             token_rate=rate,
         )

@@ -35,11 +35,10 @@ from jaxft.models.layers.math import gelu_tanh
 from jaxft.models.layers.modules import (
     Keys,
     LayerNorm,
-    Leaf,
     Linear,
     RMSNorm,
     block_keys,
-    parameter,
+    tokens,
 )
 from jaxft.models.layers.vision import PatchEmbedding, grid_of
 from jaxft.models.tower.tower import Compute, Part, Tower
@@ -146,8 +145,7 @@ class Stem(nnx.Module):
         own, side = config.fields, config.fields["patch_size"]
         self.patch = PatchEmbedding(own["in_channels"], (side, side), config.width, STD)
         most = own["pos_embed_max_size"]
-        axes = ("one", "tokens", "embed")
-        self.position = parameter(Leaf((1, most * most, config.width), axes, decay=False))
+        self.position = tokens(most * most, config.width, 0.0)
         self.states = Linear(own["joint_attention_dim"], config.width, ("source", "embed"), STD)
         self.condition = Condition(config)
         heads = own["num_attention_heads"]

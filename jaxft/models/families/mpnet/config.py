@@ -67,24 +67,6 @@ class Config(TextConfig):
     @property
     def bert(self) -> BertConfig:
         """Return the numbers of the modules that are as RoBERTa's: embeddings, MLP and heads."""
-        own, rate = self.fields, self.fields["hidden_dropout_prob"]
-        return BertConfig(
-            self.model_type,
-            own,
-            vocab_size=own["vocab_size"],
-            max_positions=self.max_positions,
-            width=own["hidden_size"],
-            blocks=own["num_hidden_layers"],
-            heads=own["num_attention_heads"],
-            inner=own["intermediate_size"],
-            word_width=own["hidden_size"],
-            types=0,
-            padding=PADDING,
-            activation=own["hidden_act"],
-            eps=own["layer_norm_eps"],
-            std=own["initializer_range"],
-            rate=rate,
-            weights_rate=own["attention_probs_dropout_prob"],
-            classifier_rate=rate,
-            token_rate=rate,
+        return BertConfig.of_kin(
+            self.model_type, self.fields, max_positions=self.max_positions, padding=PADDING
         )

@@ -130,27 +130,8 @@ class Config(TextConfig):
     @property
     def bert(self) -> BertConfig:
         """Return the numbers of the heads, which are BERT's."""
-        own, rate = self.fields, self.fields["hidden_dropout_prob"]
-        head_rate = rate if own["classifier_dropout"] is None else own["classifier_dropout"]
-        return BertConfig(
-            self.model_type,
-            own,
-            vocab_size=own["vocab_size"],
-            max_positions=self.max_positions,
-            width=own["hidden_size"],
-            blocks=own["num_hidden_layers"],
-            heads=own["num_attention_heads"],
-            inner=own["intermediate_size"],
-            word_width=own["hidden_size"],
-            types=own["type_vocab_size"],
-            padding=None,
-            activation=own["hidden_act"],
-            eps=own["layer_norm_eps"],
-            std=own["initializer_range"],
-            rate=rate,
-            weights_rate=own["attention_probs_dropout_prob"],
-            classifier_rate=head_rate,
-            token_rate=head_rate,
+        return BertConfig.of_kin(
+            self.model_type, self.fields, max_positions=self.max_positions, padding=None
         )
 
 

@@ -11,7 +11,7 @@ Source: Xie et al. (2021), https://arxiv.org/abs/2105.15203. The computation fol
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -37,6 +37,7 @@ from jaxft.models.layers.vision import (
     resize_linear,
     rising_rates,
 )
+from jaxft.models.tower.stages import Unit, units_of
 from jaxft.models.tower.tower import Compute, Part, Tower
 from jaxft.models.weights.config_fields import (
     check_activation,
@@ -122,31 +123,6 @@ class Config(HfConfig):
         """Return the same config, since images of any size fit."""
         del size
         return self
-
-
-@dataclass(frozen=True)
-class Unit:
-    """Block of the tower.
-
-    Args:
-        stage: of the pyramid, from 0.
-        index: in the stage.
-    """
-
-    stage: int
-    index: int
-
-    @property
-    def first(self) -> bool:
-        """Return whether it makes the image smaller before it; the stem does before stage 0."""
-        return self.stage > 0 and self.index == 0
-
-
-def units_of(config: Config) -> Iterator[Unit]:
-    """Yield the blocks in the order in which they run."""
-    for stage, depth in enumerate(config.fields["depths"]):
-        for index in range(depth):
-            yield Unit(stage, index)
 
 
 # The image; and the ends of the earlier stages beside it, where they are read behind the blocks.
@@ -260,8 +236,8 @@ class Block(nnx.Module):
     def __init__(self, config: Config, unit: Unit, keeps: bool):
         stage, own = unit.stage, config.fields
         before = LayerNorm(own["hidden_sizes"][stage - 1], NORM_EPS)
-        self.stage_norm = before if unit.first else None
-        self.patches = Patches(config, stage) if unit.first else None
+        self.stage_norm = before if unit.shrinks else None
+        self.patches = Patches(config, stage) if unit.shrinks else None
         self.attention = Attention(config, stage)
         self.mlp = Mlp(config, stage)
         self.rate, self.keeps = own["hidden_dropout_prob"], keeps
@@ -355,10 +331,10 @@ TOPS = {HEAD: Classifier, SEGMENTS: Segmenter}
 
 def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str, Tower]:
     """Build the tower of a model under a head; blocks of a stage but its first are one object."""
-    units, keeps = list(units_of(config)), head == SEGMENTS
-    firsts = {unit: Part(Block(config, unit, keeps)) for unit in units if unit.index < 2}
-    plain = {unit.stage: part for unit, part in firsts.items() if not unit.first}
-    blocks = tuple(firsts[unit] if unit.first else plain[unit.stage] for unit in units)
+    units, keeps = list(units_of(config.fields["depths"])), head == SEGMENTS
+    firsts = {unit: Part(Block(config, unit, keeps)) for unit in units if unit.number < 2}
+    plain = {unit.stage: part for unit, part in firsts.items() if not unit.shrinks}
+    blocks = tuple(firsts[unit] if unit.shrinks else plain[unit.stage] for unit in units)
     top = Encoder(config) if head is None else TOPS[head](config, num_labels or 2)
     rates = {"drop": rising_rates(config.fields["drop_path_rate"], len(units))}
     stem = Part(Stem(config, keeps))
@@ -388,10 +364,10 @@ def names_of(config: Config) -> tuple[Name, ...]:
         *within(PATCH_NAMES, "encoder.patch_embeddings.0.", "patches/"),
         *norm(f"encoder.layer_norm.{last}", "norm"),
     ]
-    for number, unit in enumerate(units_of(config)):
+    for number, unit in enumerate(units_of(config.fields["depths"])):
         ours = f"blocks/{number}/"
-        lines += within(BLOCK_NAMES, f"encoder.block.{unit.stage}.{unit.index}.", ours)
-        if unit.first:
+        lines += within(BLOCK_NAMES, f"encoder.block.{unit.stage}.{unit.number}.", ours)
+        if unit.shrinks:
             lines += norm(f"encoder.layer_norm.{unit.stage - 1}", f"{ours}stage_norm")
             hf = f"encoder.patch_embeddings.{unit.stage}."
             lines += within(PATCH_NAMES, hf, f"{ours}patches/")

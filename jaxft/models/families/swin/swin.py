@@ -10,9 +10,9 @@ Source: Liu et al. (2021), https://arxiv.org/abs/2103.14030. The computation fol
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,7 @@ from jaxft.models.layers.cross import AttentionMaps
 from jaxft.models.layers.math import ACTIVATIONS, dropout
 from jaxft.models.layers.modules import Keys, LayerNorm, Leaf, Linear, block_keys, parameter
 from jaxft.models.layers.vision import PatchEmbedding, drop_path, grid_of, rising_rates
+from jaxft.models.tower.stages import Unit, units_of
 from jaxft.models.tower.tower import Compute, Part, Tower
 from jaxft.models.weights.config_fields import (
     check_activation,
@@ -91,25 +92,6 @@ class Config(ImageConfig):
     def with_image_size(self, size: int) -> Self:
         """Return the same config, since images of any size fit that have a window in each stage."""
         return self.with_fields(["image_size"], size)
-
-
-class Unit(NamedTuple):
-    """Block of the tower: the number of its stage, and its own in the stage."""
-
-    stage: int
-    number: int
-
-    @property
-    def merges(self) -> bool:
-        """Return whether it merges pixels before it."""
-        return self.stage > 0 and self.number == 0
-
-
-def units_of(config: Config) -> Iterator[Unit]:
-    """Yield the blocks in the order in which they run."""
-    for stage, depth in enumerate(config.fields["depths"]):
-        for index in range(depth):
-            yield Unit(stage, index)
 
 
 class Stem(nnx.Module):
@@ -250,7 +232,7 @@ class Block(nnx.Module):
             own["initializer_range"],
             own["layer_norm_eps"],
         )
-        self.merge = Merge(width // 2, std) if unit.merges else None
+        self.merge = Merge(width // 2, std) if unit.shrinks else None
         self.attention_norm = LayerNorm(width, eps)
         self.attention = Attention(config, unit.stage)
         self.mlp_norm = LayerNorm(width, eps)
@@ -304,10 +286,10 @@ class Classifier(nnx.Module):
 
 def towers(config: Config, head: str | None, num_labels: int | None) -> dict[str, Tower]:
     """Build the tower of a model; the blocks of a stage but its first are one object."""
-    units = list(units_of(config))
-    kinds = {(unit.stage, unit.merges): unit for unit in units}
+    units = list(units_of(config.fields["depths"]))
+    kinds = {(unit.stage, unit.shrinks): unit for unit in units}
     parts = {kind: Part(Block(config, unit)) for kind, unit in kinds.items()}
-    blocks = tuple(parts[unit.stage, unit.merges] for unit in units)
+    blocks = tuple(parts[unit.stage, unit.shrinks] for unit in units)
     top = Encoder(config) if head is None else Classifier(config, num_labels or 2)
     half = config.fields["window_size"] // 2
     numbers: dict[str, Sequence[float]] = {
@@ -338,10 +320,10 @@ def names_of(config: Config) -> tuple[Name, ...]:
         *norm("embeddings.norm", "patch_norm"),
         *norm("layernorm", "norm"),
     ]
-    for number, unit in enumerate(units_of(config)):
+    for number, unit in enumerate(units_of(config.fields["depths"])):
         ours = f"blocks/{number}/"
         lines += within(BLOCK_NAMES, f"encoder.layers.{unit.stage}.blocks.{unit.number}.", ours)
-        if unit.merges:
+        if unit.shrinks:
             hf = f"encoder.layers.{unit.stage - 1}.downsample."
             lines += within(MERGE_NAMES, hf, f"{ours}merge/")
     return tuple(lines)

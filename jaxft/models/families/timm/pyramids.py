@@ -25,6 +25,7 @@ from jaxft.models.families.timm.fields import (
     with_classes,
 )
 from jaxft.models.family import Family
+from jaxft.models.tower.stages import units_of
 from jaxft.models.weights.hf_config import TIMM
 from jaxft.models.weights.names import Name, batch_norm, dense, norm
 from jaxft.models.weights.tensor_names import within
@@ -128,7 +129,7 @@ def convnext_names(config: convnext.Config) -> tuple[Name, ...]:
     """Return the table of names of a ConvNeXt without its head."""
     ends = (*dense("stem.0", "patch"), *norm("stem.1", "patch_norm"), *norm("head.norm", "norm"))
     lines = list(ends)
-    for number, unit in enumerate(convnext.units_of(config.fields["depths"])):
+    for number, unit in enumerate(units_of(config.fields["depths"])):
         stage, ours = f"stages.{unit.stage}.", f"blocks/{number}/"
         lines += within(BLOCK_NAMES, f"{stage}blocks.{unit.number}.", ours)
         if unit.shrinks:

@@ -37,7 +37,7 @@ from jaxft.models.layers.batch import Batch
 from jaxft.models.layers.cross import AttentionMaps
 from jaxft.models.layers.kernels import Needs
 from jaxft.models.layers.math import ACTIVATIONS, dropout
-from jaxft.models.layers.modules import Keys, LayerNorm, Leaf, Linear, parameter
+from jaxft.models.layers.modules import Keys, LayerNorm, Leaf, Linear, parameter, tokens
 from jaxft.models.layers.vision import PatchEmbedding, rising_rates
 from jaxft.models.tower.tower import Compute, Part, Tower
 from jaxft.models.weights.hf_config import TIMM
@@ -91,23 +91,18 @@ class Embeddings(nnx.Module):
 
     def __init__(self, config: Config):
         own, width = config.fields, config.fields["embed_dim"]
-
-        def tokens(count: int) -> nnx.Param | None:
-            leaf = Leaf((1, count, width), ("one", "tokens", "embed"), std=STD, decay=False)
-            return parameter(leaf) if count else None
-
+        registers = own["reg_tokens"]
         self.patch = PatchEmbedding(
             own["in_chans"], config.patch, width, STD, bias=not own["pre_norm"]
         )
-        self.class_token = tokens(int(own["class_token"]))
-        self.register_tokens = tokens(own["reg_tokens"])
-        self.position = tokens(config.positions)
+        self.class_token = tokens(1, width, STD) if own["class_token"] else None
+        self.register_tokens = tokens(registers, width, STD) if registers else None
+        self.position = tokens(config.positions, width, STD)
         self.norm = LayerNorm(width, own["eps"]) if own["pre_norm"] else None
         self.bare, self.rate = own["no_embed_class"], own["pos_drop_rate"]
 
     def __call__(self, pixels: jax.Array, key: jax.Array | None) -> jax.Array:
         x = self.patch(pixels)
-        assert self.position is not None  # there is at least one patch
         if self.bare:
             x = x + self.position[...]
         tokens = [t for t in (self.class_token, self.register_tokens) if t is not None]

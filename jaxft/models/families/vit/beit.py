@@ -31,7 +31,7 @@ from jaxft.models.layers.attention import AttentionOptions, attention
 from jaxft.models.layers.batch import Batch
 from jaxft.models.layers.kernels import Needs
 from jaxft.models.layers.math import ACTIVATIONS, dropout
-from jaxft.models.layers.modules import Keys, LayerNorm, Leaf, Linear, parameter
+from jaxft.models.layers.modules import Keys, LayerNorm, Leaf, Linear, parameter, tokens
 from jaxft.models.layers.vision import (
     PatchEmbedding,
     Size,
@@ -191,16 +191,12 @@ class Embeddings(nnx.Module):
         own = config.fields
         width, std = own["hidden_size"], own["initializer_range"]
 
-        def tokens(count: int) -> nnx.Param:
-            axes = ("one", "tokens", "embed")
-            return parameter(Leaf((1, count, width), axes, std=std, decay=False))
-
         self.patch = PatchEmbedding(own["num_channels"], config.patch, width, std)
-        self.class_token = tokens(1)
+        self.class_token = tokens(1, width, std)
         # It stood for hidden patches in pretraining: nothing reads it, and it is handed back.
-        self.mask_token = tokens(1) if own["use_mask_token"] else None
+        self.mask_token = tokens(1, width, std) if own["use_mask_token"] else None
         absolute = own["use_absolute_position_embeddings"]
-        self.position = tokens(1 + math.prod(config.grid)) if absolute else None
+        self.position = tokens(1 + math.prod(config.grid), width, std) if absolute else None
         self.rate = own["hidden_dropout_prob"]
 
     def __call__(self, pixels: jax.Array, key: jax.Array | None) -> jax.Array:

@@ -32,11 +32,10 @@ from jaxft.models.layers.math import ACTIVATIONS
 from jaxft.models.layers.modules import (
     Keys,
     LayerNorm,
-    Leaf,
     Linear,
     block_keys,
-    parameter,
     split_key,
+    tokens,
 )
 from jaxft.models.layers.rotary import rotate
 from jaxft.models.layers.vision import PatchEmbedding, Size, grid_of
@@ -98,16 +97,12 @@ class Embeddings(nnx.Module):
         own = config.fields
         width, std = own["hidden_size"], own["initializer_range"]
 
-        def tokens(count: int, std: float = std) -> nnx.Param:
-            axes = ("one", "tokens", "embed")
-            return parameter(Leaf((1, count, width), axes, std=std, decay=False))
-
         self.patch = PatchEmbedding(own["num_channels"], config.patch, width, std)
-        self.class_token = tokens(1)
+        self.class_token = tokens(1, width, std)
         registers = own["num_register_tokens"]
-        self.register_tokens = tokens(registers) if registers else None
+        self.register_tokens = tokens(registers, width, std) if registers else None
         # It stood for hidden patches in pretraining: nothing reads it, and it is handed back.
-        self.mask_token = tokens(1, std=0.0)
+        self.mask_token = tokens(1, width, 0.0)
 
     def __call__(self, pixels: jax.Array) -> jax.Array:
         first = [t for t in (self.class_token, self.register_tokens) if t is not None]

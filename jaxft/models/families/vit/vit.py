@@ -35,7 +35,7 @@ from jaxft.models.layers.cache import BlockCache
 from jaxft.models.layers.cross import AttentionMaps
 from jaxft.models.layers.kernels import Needs
 from jaxft.models.layers.math import ACTIVATIONS, dropout
-from jaxft.models.layers.modules import Keys, LayerNorm, Leaf, Linear, block_keys, parameter
+from jaxft.models.layers.modules import Keys, LayerNorm, Leaf, Linear, block_keys, parameter, tokens
 from jaxft.models.layers.vision import (
     Convolution,
     PatchEmbedding,
@@ -160,16 +160,12 @@ class Embeddings(nnx.Module):
         own = config.fields
         width, std = own["hidden_size"], own["initializer_range"]
 
-        def tokens(count: int, std: float = std) -> nnx.Param:
-            axes = ("one", "tokens", "embed")
-            return parameter(Leaf((1, count, width), axes, std=std, decay=False))
-
         self.patch = PatchEmbedding(own["num_channels"], config.patch, width, std)
-        self.class_token = tokens(1)
-        self.distillation_token = tokens(1) if config.model_type == "deit" else None
+        self.class_token = tokens(1, width, std)
+        self.distillation_token = tokens(1, width, std) if config.model_type == "deit" else None
         registers = own.get("num_register_tokens", 0)
-        self.register_tokens = tokens(registers, std=0.0) if registers else None
-        self.position = tokens(config.specials + math.prod(config.grid))
+        self.register_tokens = tokens(registers, width, 0.0) if registers else None
+        self.position = tokens(config.specials + math.prod(config.grid), width, std)
         # It stood for hidden patches in pretraining: nothing reads it, and it is handed back.
         masked = config.resizes and own.get("use_mask_token", True)
         mask_token = Leaf((1, width), ("one", "embed"), decay=False)

@@ -28,7 +28,7 @@ from jaxft.models.layers.attention import Mask, make_mask
 from jaxft.models.layers.batch import Batch
 from jaxft.models.layers.cache import BlockCache
 from jaxft.models.layers.math import dropout
-from jaxft.models.layers.modules import LayerNorm, Leaf, Linear, block_keys, parameter
+from jaxft.models.layers.modules import LayerNorm, Linear, block_keys, tokens
 from jaxft.models.layers.vision import PatchEmbedding, Size, grid_of, resize_grid
 from jaxft.models.tower.tower import Compute, Part, Tower
 from jaxft.models.weights.names import Name, dense
@@ -134,9 +134,7 @@ def resized(position: jax.Array, grid: Size, new: Size) -> jax.Array:
 
 def _position(config: Config) -> nnx.Param:
     count = 1 + math.prod(config.grid) + config.fields["num_detection_tokens"]
-    axes, std = ("one", "tokens", "embed"), config.fields["initializer_range"]
-    shape = (1, count, config.fields["hidden_size"])
-    return parameter(Leaf(shape, axes, std=std, decay=False))
+    return tokens(count, config.fields["hidden_size"], config.fields["initializer_range"])
 
 
 class Embeddings(nnx.Module):
@@ -145,11 +143,9 @@ class Embeddings(nnx.Module):
     def __init__(self, config: Config):
         own = config.fields
         width, std = own["hidden_size"], own["initializer_range"]
-        axes = ("one", "tokens", "embed")
         self.patch = PatchEmbedding(own["num_channels"], config.patch, width, std)
-        self.class_token = parameter(Leaf((1, 1, width), axes, std=std, decay=False))
-        detections = Leaf((1, own["num_detection_tokens"], width), axes, std=std, decay=False)
-        self.detection_tokens = parameter(detections)
+        self.class_token = tokens(1, width, std)
+        self.detection_tokens = tokens(own["num_detection_tokens"], width, std)
         self.position = _position(config)
         self.grid = config.grid
         self.rate = own["hidden_dropout_prob"]
