@@ -18,7 +18,7 @@ from jaxft.board.live_study import LiveStudy
 from jaxft.board.status import KILLED, RUNNING, Status, StatusReader, ago
 from jaxft.errors import UserError
 from jaxft.report.page.page import Figures, Served, all_figures, fill, page_content
-from jaxft.report.page.several_runs import told_apart
+from jaxft.report.page.several_runs import with_run_colors
 from jaxft.report.page.study import render_study
 
 MOST_COMPARED = 12  # runs on one page
@@ -148,7 +148,7 @@ class RunsPage(Page):
         served.log.extend(self._log())
         served.controls.extend((folder.key, folder.name) for folder in stoppable)
         served.stored.update(self._details)
-        figures, content = told_apart(drawn.all, len(runs)), page_content(runs, drawn, shown)
+        figures, content = with_run_colors(drawn.all, len(runs)), page_content(runs, drawn, shown)
         page = fill("page", ("drawing", "page", "live"), figures, served, **content)
         details = {f"details-{index}": index for index in range(len(runs))}
         self._details = {name: served.regions[name] for name in details if name in served.regions}

@@ -140,12 +140,12 @@ class Changes:
         message = change(served, self._sent)
         if message is None:
             return None
-        message["said"] = _said(before, self._states)
+        message["announcement"] = _announcement(before, self._states)
         return json.dumps(message, allow_nan=False)
 
 
-def _said(before: dict[str, str] | None, now: dict[str, str]) -> str:
-    """Return what to tell of runs whose state has changed."""
+def _announcement(before: dict[str, str] | None, now: dict[str, str]) -> str:
+    """Return the new states of the runs whose state has changed, for screen readers too."""
     changed = [
         f"{name}: {state}" for name, state in now.items() if before and before.get(name) != state
     ]

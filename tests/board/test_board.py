@@ -242,7 +242,7 @@ def test_a_row_of_the_list_is_sent_alone(run, top):
     assert set(message["regions"]) == {"head", f"row-{key_of(top, 'sentiment')}"}
     set_running(top / "other")
     message = json.loads(changes.next())
-    assert message["said"] == "other: failed"
+    assert message["announcement"] == "other: failed"
 
 
 def test_events_are_streamed_until_the_reader_leaves(run, top):

@@ -139,10 +139,12 @@ def test_stop_and_then_a_kill_are_shown(browser, top, address, trainer):
     browser.open(page_of(address, "runs", key_of(top, "going")))
     browser.ask("document.querySelector('.stop summary').click()")
     browser.ask("document.querySelector('button[data-stop]').click()")
-    browser.wait("document.querySelector('.said').textContent.includes('asked to save and stop')")
+    browser.wait(
+        "document.querySelector('.announcement').textContent.includes('asked to save and stop')"
+    )
     assert (top / "going" / "asked").read_text() == "SIGTERM"
     trainer.kill()
     trainer.wait()
     browser.wait("document.querySelector('.state').textContent === 'killed'")
-    assert browser.ask("document.querySelector('.said').textContent") == "going: killed"
+    assert browser.ask("document.querySelector('.announcement').textContent") == "going: killed"
     assert browser.ask("document.querySelector('.stop') === null")

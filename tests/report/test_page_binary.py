@@ -87,7 +87,7 @@ def test_thresholds_are_chosen_on_eval_and_counted_on_test(run):
     told = thresholds(read_run(run, "fraud"))
     assert (told["wanted"], told["chosen"], told["shown"]) == ("bad", "eval", "test")
     chances, found = draw(500, 1)
-    by_rule = {row["rule"]: row for row in told["rows"]}
+    by_rule = {row["criterion"]: row for row in told["rows"]}
 
     def cost(at):
         missed, alarms = found & (chances < at), ~found & (chances >= at)
@@ -103,7 +103,7 @@ def test_thresholds_are_chosen_on_eval_and_counted_on_test(run):
     for row in told["rows"]:
         chances_, found_ = draw(600, 0)
         said = chances_ >= row["threshold"]
-        assert row["called"] == said.sum()
+        assert row["predicted"] == said.sum()
         assert row["recall"] == pytest.approx(metrics.recall_score(found_, said))
         assert row["precision"] == pytest.approx(
             metrics.precision_score(found_, said, zero_division=0)
@@ -125,10 +125,10 @@ def test_what_a_threshold_does_is_counted():
     found = counted(split, 0.5, {"miss": 10, "false_alarm": 1})
     assert found == {
         "threshold": 0.5,
-        "called": 2,
+        "predicted": 2,
         "precision": 0.5,
         "recall": 0.5,
-        "alarms": 0.5,
+        "false_positive_rate": 0.5,
         "cost": 11 / 4,
     }
     assert counted(split, 0.95, None)["cost"] is None
@@ -191,7 +191,7 @@ def test_several_labels_have_a_table_of_labels(run):
     lines = [{"text": "t", "probabilities": {"a": 0.6, "b": 0.4}, **line} for line in lines]
     rows = {row["name"]: row for row in by_class(lines)}
     assert (rows["a"]["precision"], rows["a"]["recall"], rows["a"]["f1"]) == (1, 1, 1)
-    assert (rows["b"]["there"], rows["b"]["said"], rows["b"]["f1"]) == (2, 2, 0.5)
+    assert (rows["b"]["support"], rows["b"]["predicted"], rows["b"]["f1"]) == (2, 2, 0.5)
     assert confusion(lines) is None
     assert [line["label"] for line in worst_mistakes(lines)] == ["none", "a, b"]
     set_task(run, problem="multi_label", costs=None)

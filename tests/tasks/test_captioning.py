@@ -218,7 +218,10 @@ def test_the_page_shows_images_with_what_was_wanted_and_written(run):
         assert one["image"] == line["image"]
         assert one["image"].startswith("data:image/webp;base64,")
         assert (one["source"], one["target"]) == (line["file"], line["target"])
-        assert [said["written"] for said in one["said"]] == [earlier["written"], line["written"]]
+        assert [made["written"] for made in one["predictions"]] == [
+            earlier["written"],
+            line["written"],
+        ]
     page = render([read_run(run.folder, "run")])
     assert page.count(shown["texts"][0]["image"]) >= 1
     assert "Generated texts" in page

@@ -323,7 +323,7 @@ def test_the_page_has_nothing_to_complain_of(run):
     assert "Missing data" not in page
     files = [run.folder / f"predictions-{split}.jsonl" for split in ("eval", "test")]
     queries = sum(min(24, len(file.read_text().splitlines())) for file in files)
-    assert page.count('<div class="found">') == queries
+    assert page.count('<div class="nearest">') == queries
     assert "own image ranks first" in page
 
 

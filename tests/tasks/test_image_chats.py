@@ -163,7 +163,10 @@ def test_the_page_shows_images_with_what_was_wanted_and_written(run):
     (shown,) = view(read_run(run.folder, "run"), 0)["written"]
     for line, one in zip(lines_of(run), shown["texts"], strict=True):
         assert one["image"] == line["image"]
-        assert (one["target"], one["said"][-1]["written"]) == (line["target"], line["written"])
+        assert (one["target"], one["predictions"][-1]["written"]) == (
+            line["target"],
+            line["written"],
+        )
 
 
 def test_the_connector_trains_beside_an_adapter_of_the_decoder(folder):

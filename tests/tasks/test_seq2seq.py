@@ -178,7 +178,10 @@ def test_what_was_written_before_is_beside_it(run):
     (shown,) = view(read_run(run.folder, "run"), 0)["written"]
     for line, earlier, one in zip(after, before, shown["texts"], strict=True):
         assert (one["source"], one["target"]) == (line["source"], line["target"])
-        assert [said["written"] for said in one["said"]] == [earlier["written"], line["written"]]
+        assert [made["written"] for made in one["predictions"]] == [
+            earlier["written"],
+            line["written"],
+        ]
     assert shown["equal"] == sum(line["written"] == line["target"] for line in after)
     assert after[0]["source"] in render([read_run(run.folder, "run")])
 

@@ -188,57 +188,61 @@ def thresholds(run: Run) -> dict[str, Any] | None:
     """The thresholds that a person may want, and what each does to the rows that are shown.
 
     Returns:
-        `wanted` (the class), `chosen` and `shown` (names of splits), `count`, `costs` and `rows`:
-        each with `rule`, and what `counted` gives. None where there are not two classes.
+        `wanted` (the class), `chosen` and `shown` (names of splits), `count`, `support`, `costs`
+        and `rows`: each with `criterion`, and what `counted` gives. None where there are not two
+        classes.
     """
     splits = scored(run)
     if not splits:
         return None
     shown, chosen, costs = splits[0], splits[-1], costs_of(run)
-    rules = {
+    criteria = {
         "more probable class": 0.5,
         "best F1": _best(chosen, _f1),
         f"best recall at {FALSE_ALARMS:.0%} false positives": _best(chosen, _quiet_recall),
     }
     if costs is not None:
-        rules["lowest cost"] = _best(chosen, lambda split, at: -counted(split, at, costs)["cost"])
+        criteria["lowest cost"] = _best(
+            chosen, lambda split, at: -counted(split, at, costs)["cost"]
+        )
     return {
         "wanted": classes(run)[1],
         "chosen": chosen.split,
         "shown": shown.split,
         "count": len(shown.positive),
-        "there": int(shown.positive.sum()),
+        "support": int(shown.positive.sum()),
         "costs": costs,
-        "rows": [{"rule": rule, **counted(shown, at, costs)} for rule, at in rules.items()],
+        "rows": [{"criterion": name, **counted(shown, at, costs)} for name, at in criteria.items()],
     }
 
 
 def counted(split: Scored, threshold: float, costs: Mapping[str, float] | None) -> dict[str, Any]:
-    """Count what a threshold does to a split: a probability of at least that is called positive.
+    """Score a threshold on a split: a probability of at least that is predicted positive.
 
     Returns:
-        `threshold`; `called`, the examples that are called so; `precision`, `recall`, `alarms` (the
-        share of the others that is called so); `cost` of an example, None without costs.
+        `threshold`; `predicted`, the examples predicted positive; `precision`, `recall`,
+        `false_positive_rate`; `cost` of an example, None without costs.
     """
-    called_positive = split.chances >= threshold
-    right = int((called_positive & split.positive).sum())
-    called, there = int(called_positive.sum()), int(split.positive.sum())
-    alarms, missed = called - right, there - right
-    spent = None
+    positive = split.chances >= threshold
+    right = int((positive & split.positive).sum())
+    predicted, support = int(positive.sum()), int(split.positive.sum())
+    false_positives, missed = predicted - right, support - right
+    cost = None
     if costs is not None:
-        spent = (costs["false_alarm"] * alarms + costs["miss"] * missed) / len(split.positive)
+        spent = costs["false_alarm"] * false_positives + costs["miss"] * missed
+        cost = spent / len(split.positive)
     return {
         "threshold": float(threshold),
-        "called": called,
-        "precision": right / called if called else 0.0,
-        "recall": right / there,
-        "alarms": alarms / (len(split.positive) - there),
-        "cost": spent,
+        "predicted": predicted,
+        "precision": right / predicted if predicted else 0.0,
+        "recall": right / support,
+        "false_positive_rate": false_positives / (len(split.positive) - support),
+        "cost": cost,
     }
 
 
 def _best(split: Scored, worth: Callable[..., Any]) -> float:
-    """The threshold that is worth most on a split, among the chances that were said there.
+    """The threshold that is worth most on a split, among the probabilities predicted there.
 
     Of several the middle one, between chances, so that it is not one row's own.
     """
@@ -259,4 +263,4 @@ def _f1(split: Scored, threshold: float) -> float:
 
 def _quiet_recall(split: Scored, threshold: float) -> float:
     counts = counted(split, threshold, None)
-    return counts["recall"] if counts["alarms"] <= FALSE_ALARMS else -1.0
+    return counts["recall"] if counts["false_positive_rate"] <= FALSE_ALARMS else -1.0

@@ -86,7 +86,7 @@ def confusion(predictions: Sequence[Line]) -> dict[str, Any] | None:
 
 
 def by_class(predictions: Sequence[Line]) -> list[dict[str, Any]]:
-    """Score each class: `name`, `there`, `said`, `precision`, `recall`, `f1`.
+    """Score each class: `name`, `support`, `predicted`, `precision`, `recall`, `f1`.
 
     Args:
         predictions: the lines of a predictions file; empty of more than `MOST_CLASSES`.
@@ -100,8 +100,8 @@ def by_class(predictions: Sequence[Line]) -> list[dict[str, Any]]:
         rows.append(
             {
                 "name": name,
-                "there": sum(there),
-                "said": sum(predicted),
+                "support": sum(there),
+                "predicted": sum(predicted),
                 "precision": right / sum(predicted) if any(predicted) else 0.0,
                 "recall": right / sum(there) if any(there) else 0.0,
                 "f1": 2 * right / (sum(there) + sum(predicted))

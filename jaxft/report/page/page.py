@@ -25,7 +25,7 @@ from jaxft.report.page.embeddings import embedding_figures
 from jaxft.report.page.figures import figures
 from jaxft.report.page.layers import layer_figures
 from jaxft.report.page.run import Run, read_run
-from jaxft.report.page.several_runs import FEW, run_colour, told_apart
+from jaxft.report.page.several_runs import FEW, run_colour, with_run_colors
 from jaxft.report.page.views import differences, view
 from jaxft.storage import files, outputs
 from jaxft.storage.buckets import reached
@@ -158,7 +158,7 @@ def all_figures(runs: Sequence[Run], earlier: Figures | None = None) -> Figures:
 def render(runs: Sequence[Run]) -> str:
     """The page of these runs."""
     drawn, shown = all_figures(runs), [view(run, index) for index, run in enumerate(runs)]
-    figures = told_apart(drawn.all, len(runs))
+    figures = with_run_colors(drawn.all, len(runs))
     return fill("page", ("drawing", "page"), figures, **page_content(runs, drawn, shown))
 
 

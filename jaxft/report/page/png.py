@@ -12,7 +12,7 @@ from pathlib import Path
 from jaxft.errors import UserError
 from jaxft.report.browser import run_page
 from jaxft.report.page.page import all_figures, fill, read_runs
-from jaxft.report.page.several_runs import told_apart
+from jaxft.report.page.several_runs import with_run_colors
 from jaxft.storage import outputs
 
 UNSAFE = r"[^A-Za-z0-9_.-]+"  # in the name of a file
@@ -33,7 +33,7 @@ def write_pngs(runs: Sequence[Path], folder: Path) -> list[Path]:
         UserError: a folder is not a run, or is named twice; there is no Chromium;
             a file there has a figure's name and is not ours.
     """
-    figures = told_apart(all_figures(read_runs(runs)).all, len(runs))
+    figures = with_run_colors(all_figures(read_runs(runs)).all, len(runs))
     match = DRAWN.search(run_page(fill("png", ("drawing", "png"), figures, runs=len(runs))))
     pictures = json.loads(html.unescape(match[1])) if match else {}
     missing = [figure["id"] for figure in figures if figure["id"] not in pictures]

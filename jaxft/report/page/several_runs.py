@@ -9,11 +9,11 @@ FEW = 7  # runs that the palette tells apart; more are shaded, in the order in w
 STOPS = ("--c0", "--c3", "--c1")  # of the shades; `drawing.js` mixes the same
 
 
-def told_apart(figures: Sequence[dict[str, Any]], runs: int) -> list[dict[str, Any]]:
+def with_run_colors(figures: Sequence[dict[str, Any]], runs: int) -> list[dict[str, Any]]:
     """Figures with each line marked as the run's that it is of, whose number was its colour.
 
-    Of more than a few runs a figure keeps one line a run: what is said of training and which step
-    was kept would bury it.
+    Of more than a few runs a figure keeps one line a run: the curves of training and the mark of
+    the best step would bury it.
 
     Args:
         figures: as `page_figures` and its like make them.

@@ -68,8 +68,8 @@ function replace(region, markup) {
 }
 
 // Read out by screen readers too.
-function say(sentence) {
-  document.querySelectorAll(".said").forEach((said) => (said.textContent = sentence));
+function announce(sentence) {
+  document.querySelectorAll(".announcement").forEach((line) => (line.textContent = sentence));
 }
 
 async function stop(button) {
@@ -79,9 +79,9 @@ async function stop(button) {
   if (address.searchParams.has("token")) asked.set("token", address.searchParams.get("token"));
   try {
     const answer = await fetch(`/stop?${asked}`, { method: "POST" });
-    say(await answer.text());
+    announce(await answer.text());
   } catch {
-    say("The board does not answer.");
+    announce("The board does not answer.");
   }
   button.disabled = false;
 }
@@ -102,7 +102,7 @@ source.onmessage = (message) => {
     const region = document.querySelector(`[data-region="${name}"]`);
     if (region) replace(region, markup);
   }
-  if (change.said) say(change.said);
+  if (change.announcement) announce(change.announcement);
   plan();
 };
-source.onerror = () => say("The board does not answer: this page shows what it last knew.");
+source.onerror = () => announce("The board does not answer: this page shows what it last knew.");

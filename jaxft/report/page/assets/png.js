@@ -49,10 +49,10 @@ async function save() {
     const picture = { data, layout: alone(figure) };
     drawn[figure.id] = await Plotly.toImage(picture, { format: "png", scale: 2, ...size(figure) });
   }
-  const told = document.createElement("pre");
-  told.id = "drawn";
-  told.textContent = JSON.stringify(drawn);
-  document.body.append(told);
+  const output = document.createElement("pre");
+  output.id = "drawn";
+  output.textContent = JSON.stringify(drawn);
+  document.body.append(output);
 }
 
 save();

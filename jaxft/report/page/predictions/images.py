@@ -40,7 +40,8 @@ def drawn(split: str, lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
     Returns:
         `name`, `count`, `by_class` (whether images have one), and `pictures`: of the first images
-        `image`, `completed` (or None), `drawn`, the class, prompt or file as `said`, and `score`.
+        `image`, `completed` (or None), `drawn`, the class, prompt or file as `caption`, and
+        `score`.
     """
     shown = [line for line in lines if all(_is_picture(line, name) for name in NEEDED)]
     return {
@@ -52,7 +53,7 @@ def drawn(split: str, lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "pictures": [
             {
                 **{name: line[name] if _is_picture(line, name) else None for name in PICTURES},
-                "said": str(line.get("label") or line.get("text") or line.get("file") or ""),
+                "caption": str(line.get("label") or line.get("text") or line.get("file") or ""),
                 "score": _score(line),
             }
             for line in shown

@@ -27,7 +27,7 @@ def _text(line: Line, earlier: Line | None) -> dict[str, Any]:
         "head": line["text"][:start],
         "hidden": line["hidden"],
         "tail": line["text"][stop:],
-        "said": [
+        "predictions": [
             {
                 "when": when,
                 "right": is_right(one),

@@ -24,11 +24,11 @@ def _text(line: Line, earlier: Line | None) -> dict[str, Any]:
     return {
         "text": line["text"],
         "positive": line["positive"],
-        "said": [
+        "predictions": [
             {
                 "when": when,
                 "before": one["before"],
-                "found": [{**f, "hit": f["text"] == line["positive"]} for f in one["found"]],
+                "nearest": [{**f, "hit": f["text"] == line["positive"]} for f in one["found"]],
             }
             for when, one in versions(line, earlier)
         ],

@@ -19,10 +19,10 @@ def searched(split: str, lines: Sequence[Line], before: Sequence[Line]) -> dict[
     Args:
         split: its name.
         lines: of its predictions file.
-        before: what each text found before the first step; empty where no one asked.
+        before: what each text retrieved before the first step; empty where it was not asked.
 
     Returns:
-        `name`, `count` and `texts`: those of the lines that tell which images were found.
+        `name`, `count` and `texts`: those of the lines that list the images retrieved.
     """
     earlier = {line["id"]: line for line in before}
     return {
@@ -37,8 +37,8 @@ def _text(line: Line, earlier: Line | None) -> dict[str, Any]:
     return {
         "text": line["text"],
         "image": line.get("image"),
-        "said": [
-            {"when": when, "before": one.get("images_before"), "found": one.get("images") or ()}
+        "predictions": [
+            {"when": when, "before": one.get("images_before"), "nearest": one.get("images") or ()}
             for when, one in [*versions, ("after", line)]
         ],
     }

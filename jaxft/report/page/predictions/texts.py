@@ -21,7 +21,7 @@ def _text(line: Line, earlier: Line | None) -> dict[str, Any]:
         "source": line.get("source") or line.get("file") or f"image {line['id']}",
         "image": line.get("image"),
         "target": line["target"],
-        "said": [
+        "predictions": [
             {"when": when, "written": one["written"], "equal": _equal(one)}
             for when, one in versions(line, earlier)
         ],

@@ -18,8 +18,8 @@ def tagged(split: str, lines: Sequence[Line]) -> dict[str, Any]:
         lines: of its predictions file.
 
     Returns:
-        `name`, `count`, `wrong` (texts with a mistake), `types` (how well each was found) and
-        `worst`: the texts with the most mistakes, each as pieces (`gold` and `said`).
+        `name`, `count`, `wrong` (texts with a mistake), `types` (the scores of each) and
+        `worst`: the texts with the most mistakes, each as pieces (`gold` and `predicted`).
     """
     types = sorted({one["type"] for line in lines for one in [*line["gold"], *line["entities"]]})
     colours = {kind: number for number, kind in enumerate(types)}
@@ -35,7 +35,7 @@ def tagged(split: str, lines: Sequence[Line]) -> dict[str, Any]:
                 "mistakes": _mistakes(line),
                 "loss": line["loss"],
                 "gold": pieces(line["text"], line["gold"], colours),
-                "said": pieces(line["text"], line["entities"], colours),
+                "predicted": pieces(line["text"], line["entities"], colours),
             }
             for line in worst
         ],
@@ -86,7 +86,7 @@ def _type(kind: str, lines: Sequence[Line], colour: int) -> dict[str, Any]:
         "type": kind,
         "colour": colour,
         "gold": gold,
-        "said": predicted,
+        "predicted": predicted,
         "precision": right / predicted if predicted else 0.0,
         "recall": right / gold if gold else 0.0,
         "f1": 2 * right / (gold + predicted),
