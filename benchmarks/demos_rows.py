@@ -205,10 +205,11 @@ DEMOS = (
     ),
     Demo(
         "generate_images",
-        "flags, from a DiT that knows all other emoji",
-        ("emoji_dit", "emoji_groups", "vits"),
+        "flags by name, from a DiT that knows all other emoji",
+        ("emoji_dit", "emoji_drawings", "vits"),
         "frechet_distance",
         "as it is",
+        quick=("train.length=200 steps", "train.evaluate_every=100 steps"),
     ),
     Demo(
         "imagegpt",

@@ -7,9 +7,10 @@ import json
 import re
 import zipfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -122,16 +123,24 @@ def _write_emoji(tarball: Path, to: Path) -> None:
 
 def _emoji(described: list[dict]) -> Iterator[Emoji]:
     """Yield every emoji and each of its skin tones, in the package's order."""
-    names = Counter(entry["name"] for entry in described)
-    for entry in described:
-        # Two emoji share a name; the short name tells them apart.
-        name = entry["name"] if names[entry["name"]] == 1 else entry["short_name"]
-        text = " ".join(re.sub(r"[_\s]+", " ", name).lower().split())
+    for entry, text in zip(described, names_in_words(described), strict=True):
         kind = _kind(entry["unified"])
         yield Emoji(entry["image"], text, "none", kind)
         for tones, variant in entry.get("skin_variations", {}).items():
             tone = " and ".join(TONES[part] for part in tones.split("-"))
             yield Emoji(variant["image"], f"{text}, {tone} skin", tone, kind)
+
+
+def names_in_words(described: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the name of each emoji of a package in lower-case words, which no other has.
+
+    Args:
+        described: the package's emoji.json.
+    """
+    names = Counter(entry["name"] for entry in described)
+    # Two emoji share a name; the short name tells them apart.
+    unlike = [entry["name" if names[entry["name"]] == 1 else "short_name"] for entry in described]
+    return [" ".join(re.sub(r"[_\s]+", " ", name).lower().split()) for name in unlike]
 
 
 def _kind(unified: str) -> str:

@@ -20,7 +20,8 @@ from jaxft.demo.detection.detector import detector
 from jaxft.demo.detection.scenes import scenes
 from jaxft.demo.detection.trees import trees
 from jaxft.demo.dialogues import candidates, choices, dialogues
-from jaxft.demo.drawing.emoji_dit import emoji_dit, emoji_groups
+from jaxft.demo.drawing.emoji_dit import emoji_dit
+from jaxft.demo.drawing.emoji_drawings import emoji_drawings
 from jaxft.demo.drawing.imagegpt import imagegpt
 from jaxft.demo.emoji_masks import emoji_masks
 from jaxft.demo.flan_t5 import flan_t5
@@ -144,7 +145,7 @@ ASSETS: dict[str, Callable[[], Path]] = {
     "digits": digits,
     "imagegpt": imagegpt,
     "emoji": emoji,
-    "emoji_groups": emoji_groups,
+    "emoji_drawings": emoji_drawings,
     "emoji_dit": emoji_dit,
     "emoji_masks": emoji_masks,
     "tweets": tweets,

@@ -60,9 +60,10 @@ def small_assets(folder: Path, minilm: Path, reviews: Path) -> Path:
     write_vit(folder / "dinov2", "dinov2")
     write_digits(folder / "digits")
     blank(folder / "imagegpt", side=6, levels=4, width=16, blocks=4, heads=2)
-    emoji_dit.blank(folder / "emoji_dit", side=8, width=16, blocks=4, heads=2)
+    tiny = emoji_dit.Size(side=8, patch=4, width=16, blocks=4, heads=2, classes=8)
+    emoji_dit.blank(folder / "emoji_dit", tiny)
     write_emoji(folder / "emoji")
-    write_groups(folder / "emoji_groups")
+    write_drawings(folder / "emoji_drawings")
     write_tweets(folder / "tweets")
     write_questions(folder / "questions")
     write_loans(folder / "lending_club")
@@ -192,13 +193,18 @@ def write_emoji(folder: Path) -> None:
     write_csv(folder / "test.csv", ["image", "text", "tone"], rows[-len(rows) // 8 :])
 
 
-def write_groups(folder: Path) -> None:
-    """A few squares of each group of emoji."""
-    for number, group in enumerate(emoji_dit.CLASSES):
-        (folder / group).mkdir(parents=True)
-        for count in range(10):
-            color = (25 * number, 255 - 25 * number, 25 * count)
-            Image.new("RGB", (16, 16), color).save(folder / group / f"{count}.png")
+def write_drawings(folder: Path) -> None:
+    """Squares with the names of eight flags, in both tables, and of eight things."""
+    (folder / "images").mkdir(parents=True)
+    rows = []
+    for number, thing in enumerate(THINGS):
+        for group in ("flags", "objects"):
+            name = f"images/{group}-{number}.png"
+            Image.new("RGB", (16, 16), (25 * number, 255 - 25 * number, 80)).save(folder / name)
+            rows.append((name, f"{thing} {group}", group))
+    head = ("image", "name", "group")
+    write_csv(folder / "train.csv", head, [row for row in rows for _ in range(5)])
+    write_csv(folder / "test.csv", head, [row for row in rows if row[2] == "flags"])
 
 
 def write_tweets(folder: Path) -> None:
