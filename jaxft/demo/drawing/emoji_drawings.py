@@ -70,13 +70,14 @@ def emoji_drawings() -> Path:
 def write_drawings(twitter: Path, google: Path, to: Path) -> None:
     """Write both packages' drawings to one folder, and the tables of those that are in both."""
     (to / "images").mkdir()
-    train, test = [], []
+    train: list[Drawing] = []
+    test: list[Drawing] = []
     for by, tarball in zip(DRAWN_BY, (twitter, google), strict=True):
-        drawings = list(_drawings(tarball, by))
-        wanted = {f"package/img/{by}/64/{one.file}": to / one.row[0] for one in drawings}
+        own = list(_drawings(tarball, by))
+        wanted = {f"package/img/{by}/64/{one.file}": to / one.row[0] for one in own}
         copy_members(tarball, wanted)
-        for one in drawings:
-            (test if _held_out(one) else train).append(one)
+        train += [one for one in own if not _held_out(one)]
+        test += [one for one in own if _held_out(one)]
     for table, drawings in {"train.csv": train, "test.csv": test}.items():
         write_csv(to / table, HEAD, (one.row for one in drawings))
     (to / "ATTRIBUTION.txt").write_text(f"{ATTRIBUTION}\n{NOTO_ATTRIBUTION}")
