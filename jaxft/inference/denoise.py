@@ -14,7 +14,7 @@ from jaxft.data.image.annotate import write_png
 from jaxft.data.image.colors import enlarged
 from jaxft.engine.trained import Trained, Which, open_trained, task_of
 from jaxft.errors import UserError, did_you_mean
-from jaxft.inference.generate_images import LEAST, ROWS
+from jaxft.inference.generate_images import LEAST, ROWS, stem_of
 from jaxft.inference.predictor import is_run
 from jaxft.models.tower.tower import PLAIN
 from jaxft.storage.files import place
@@ -80,7 +80,8 @@ def draw(
     used_names, seed = set[str](), asked.get("seed") or 0
     key = "class" if section.label else "prompt"
     for number, (own, pixels) in enumerate(_pictures(trained, section, wanted, seed)):
-        file = to / distinct_name(f"sample-{number:04d}", ".png", used_names)
+        stem = stem_of(own, number % count) if section.label else stem_of(None, number)
+        file = to / distinct_name(stem, ".png", used_names)
         write_png(file, Image.fromarray(enlarged(pixels, LEAST)), "--out")
         yield {**({} if own is None else {key: own}), "generated": str(file)}
 

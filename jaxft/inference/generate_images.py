@@ -116,9 +116,19 @@ def sample(
     check_apart(to, (), "--out")
     used_names: set[str] = set()
     for (name, number), pixels in zip(wanted, _generated(generator, starts), strict=True):
-        stem = f"sample-{number:04d}" if name is None else f"{_safe(name)}-{number:04d}"
+        file = to / distinct_name(stem_of(name, number), ".png", used_names)
         line = {} if name is None else {"class": name}
-        yield {**line, "generated": _write(to / distinct_name(stem, ".png", used_names), pixels)}
+        yield {**line, "generated": _write(file, pixels)}
+
+
+def stem_of(name: str | None, number: int) -> str:
+    """Return the name, without its ending, of a generated image's file.
+
+    Args:
+        name: its class; None without classes.
+        number: of the image among those of its class.
+    """
+    return f"{'sample' if name is None else _safe(name)}-{number:04d}"
 
 
 def complete(

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import diffusers
 import jax
@@ -425,11 +426,13 @@ def test_images_of_a_class_from_the_command_line(by_class, tmp_path, capsys):
     assert main([*words, "--class", "red", "--out", str(tmp_path / "a")]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line["class"] for line in lines] == ["red", "red"]
-    first, second = ((tmp_path / "a" / f"sample-000{n}.png").read_bytes() for n in (0, 1))
+    first, second = ((tmp_path / "a" / f"red-000{n}.png").read_bytes() for n in (0, 1))
     assert first != second
     assert main([*words, "--out", str(tmp_path / "b")]) == 0  # of each class
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line["class"] for line in lines] == ["blue", "blue", "green", "green", "red", "red"]
+    files = [Path(line["generated"]).name for line in lines]
+    assert files == [f"{name}-000{n}.png" for name in ("blue", "green", "red") for n in (0, 1)]
 
 
 @pytest.mark.parametrize(
