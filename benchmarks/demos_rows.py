@@ -209,7 +209,6 @@ DEMOS = (
         ("emoji_dit", "emoji_drawings", "vits"),
         "frechet_distance",
         "as it is",
-        quick=("train.length=200 steps", "train.evaluate_every=100 steps"),
     ),
     Demo(
         "imagegpt",
