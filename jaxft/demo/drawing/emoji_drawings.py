@@ -68,7 +68,7 @@ def emoji_drawings() -> Path:
 
 
 def write_drawings(twitter: Path, google: Path, to: Path) -> None:
-    """Write both packages' drawings to one folder, and the tables of those that are in both."""
+    """Write both packages' drawings to one folder, and the two tables."""
     (to / "images").mkdir()
     train: list[Drawing] = []
     test: list[Drawing] = []
