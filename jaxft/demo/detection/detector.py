@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
 from pathlib import Path
@@ -12,6 +11,7 @@ from jaxft.demo.assets import once
 from jaxft.demo.detection.scenes import LABEL, SIDE, scenes
 from jaxft.demo.drawing.imagegpt import fresh_values
 from jaxft.demo.pretrain import pretrain
+from jaxft.demo.rows import write_json
 from jaxft.demo.vits import BLOCKS, COMMON, GRID, PATCH, PROCESSOR, dinov2
 
 HEADS, POINTS = 8, 4  # of the attention to the image
@@ -58,7 +58,7 @@ def detector() -> Path:
     0.5 is 0.79.
     """
     backbone, data = dinov2(), scenes()
-    return once("detector", (), lambda to: _pretrain(backbone, data, to))
+    return once("detector", (), lambda to: _pretrain(backbone, data, to), RECIPE | FIELDS)
 
 
 def untrained(backbone: Path, folder: Path, seed: int = 0) -> Path:
@@ -73,11 +73,10 @@ def untrained(backbone: Path, folder: Path, seed: int = 0) -> Path:
     from jaxft.models.families.rf_detr.deformable import first_offsets
     from jaxft.models.load import describe, load
 
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(FIELDS))
+    write_json(folder / "config.json", FIELDS)
     size = {"height": SIDE, "width": SIDE}
     processor = PROCESSOR | {"image_processor_type": "RfDetrImageProcessor", "size": size}
-    (folder / "preprocessor_config.json").write_text(json.dumps(processor | {"resample": 2}))
+    write_json(folder / "preprocessor_config.json", processor | {"resample": 2})
     model, values = fresh_values(describe(str(folder), weights=False), seed)
     known = load(str(backbone)).params
     values |= {name: value for name, value in known.items() if not name.startswith("norm/")}

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from jaxft.demo.assets import once
 from jaxft.demo.drawing.emoji_drawings import GROUPS, HELD_OUT, emoji_drawings
 from jaxft.demo.drawing.imagegpt import fresh_values
 from jaxft.demo.pretrain import pretrain
+from jaxft.demo.rows import write_json
 
 RECIPE: dict[str, Any] = {
     "task": {
@@ -50,7 +50,7 @@ def emoji_dit() -> Path:
     matching on pixels; it has never seen a flag.
     """
     folder = emoji_drawings()
-    return once("emoji_dit", (), lambda to: _pretrain(folder, to))
+    return once("emoji_dit", (), lambda to: _pretrain(folder, to), RECIPE | asdict(Size()))
 
 
 def blank(folder: Path, size: Size, seed: int = 0) -> Path:
@@ -82,8 +82,7 @@ def blank(folder: Path, size: Size, seed: int = 0) -> Path:
         "transformer/config.json": config,
     }
     for name, content in contents.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(json.dumps(content))
+        write_json(folder / name, content)
     from jaxft.models.load import describe  # jax: most assets take none
 
     model, drawn = fresh_values(describe(str(folder), weights=False), seed)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
 from dataclasses import replace
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from jaxft.demo.assets import once
 from jaxft.demo.images import digits
 from jaxft.demo.pretrain import pretrain
+from jaxft.demo.rows import write_json
 
 if TYPE_CHECKING:
     from jaxft.models.model import Model
@@ -35,7 +35,7 @@ def imagegpt() -> Path:
     has never seen a nine.
     """
     folder = digits()
-    return once("imagegpt", (), lambda to: _pretrain(folder, to))
+    return once("imagegpt", (), lambda to: _pretrain(folder, to), RECIPE)
 
 
 def blank(
@@ -70,9 +70,8 @@ def blank(
     }
     from jaxft.models.load import describe  # jax: most assets take none
 
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(fields))
-    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    write_json(folder / "config.json", fields)
+    write_json(folder / "preprocessor_config.json", processor)
     model, drawn = fresh_values(describe(str(folder), weights=False), seed)
     return model.save(folder, drawn, overwrite=True)  # beside its own config.json
 

@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 from tokenizers import AddedToken, Tokenizer
 
 from jaxft.demo.assets import once
+from jaxft.demo.rows import write_json
 from jaxft.demo.smollm2 import smollm2
 from jaxft.demo.vits import BLOCKS, PATCH, SMALL, WIDTH, vits
 
@@ -106,7 +107,7 @@ def write_joined(eyes: Path, language: Path, to: Path) -> None:
         "tokenizer_config.json": described | {"chat_template": TEMPLATE},
     }
     for name, content in contents.items():
-        (to / name).write_text(json.dumps(content, indent=2) + "\n")
+        write_json(to / name, content)
 
 
 def _config(text: dict[str, Any], image_token_id: int) -> dict[str, Any]:

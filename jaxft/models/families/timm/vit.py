@@ -105,9 +105,9 @@ class Embeddings(nnx.Module):
         x = self.patch(pixels)
         if self.bare:
             x = x + self.position[...]
-        tokens = [t for t in (self.class_token, self.register_tokens) if t is not None]
-        first = [jnp.broadcast_to(t[...], (len(x), *t.shape[1:])).astype(x.dtype) for t in tokens]
-        x = jnp.concatenate([*first, x], axis=1)
+        first = [t for t in (self.class_token, self.register_tokens) if t is not None]
+        spread = [jnp.broadcast_to(t[...], (len(x), *t.shape[1:])).astype(x.dtype) for t in first]
+        x = jnp.concatenate([*spread, x], axis=1)
         x = dropout(x if self.bare else x + self.position[...], self.rate, key)
         return x if self.norm is None else self.norm(x)
 
